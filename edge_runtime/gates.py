@@ -1,0 +1,343 @@
+"""What a gate vector is: groups, the space they span, and one validated point of it. No I/O, no costs, no models.
+
+A `GateSpace` is an ordered list of `GateGroup`s and a `Gates` is one canonical point of it. Three kinds of group exist:
+
+==========  =======================  =====================================================
+kind        value of the group       meaning
+==========  =======================  =====================================================
+`choice`    int in [0, size)         which alternative of a unit runs; 0 is the original
+`subset`    `size` bits, >= 1 set    which channel-group modules of a layer are on
+`experts`   `size` bits, >= 1 set    which task heads are on; their logits are concatenated
+==========  =======================  =====================================================
+
+Spaces are conditional. An alternative of a `choice` group may span a window of several consecutive `choice` groups (a
+merged alternative); while it is chosen the other groups of the window are inactive, and canonically 0. So one subnet has
+exactly one vector, one text and one hash. Text form: groups joined by ``-``, a choice as its number, bits as ``b1011``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, cast
+
+from edge_runtime.errors import GateError
+
+__all__ = ["GateGroup", "GateKind", "GateSpace", "GateValue", "Gates"]
+
+GateKind = Literal["choice", "subset", "experts"]
+GateValue: TypeAlias = int | tuple[int, ...]
+
+KINDS: tuple[GateKind, ...] = ("choice", "subset", "experts")
+MAX_GROUPS = 4096
+MAX_GROUP_SIZE = 1024
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/+@=-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class GateGroup:
+    """One decision of the supernet. Raises `GateError` when built invalid."""
+
+    name: str
+    """Unique in the space; letters, digits and ``_.:/+@=-``, 1 to 100 characters. Example: ``stage2.unit1``."""
+
+    kind: GateKind
+    """`choice`, `subset` or `experts`."""
+
+    labels: tuple[str, ...]
+    """One name per alternative, module or expert, unique in the group. Example: ``("original", "narrow50", "skip")``."""
+
+    spans: tuple[int, ...] = ()
+    """`choice` only: how many consecutive groups each alternative replaces, this one included; empty means all 1."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise GateError(f"gate group name {self.name!r} is not valid", hint="use letters, digits and _.:/+@=-")
+        if self.kind not in KINDS:
+            raise GateError(f"gate group {self.name!r} has kind {self.kind!r}", hint=f"use one of {', '.join(KINDS)}")
+        self._check_labels()
+        if not self.spans:
+            object.__setattr__(self, "spans", (1,) * len(self.labels))
+        self._check_spans()
+
+    def _check_labels(self) -> None:
+        if not 1 <= len(self.labels) <= MAX_GROUP_SIZE:
+            raise GateError(f"gate group {self.name!r} has {len(self.labels)} labels, not 1 to {MAX_GROUP_SIZE}")
+        for label in self.labels:
+            if not isinstance(label, str) or not _NAME.fullmatch(label):
+                raise GateError(f"gate group {self.name!r} has the label {label!r}, which is not valid")
+        if len(set(self.labels)) != len(self.labels):
+            raise GateError(f"gate group {self.name!r} names a label twice: {', '.join(self.labels)}")
+
+    def _check_spans(self) -> None:
+        if len(self.spans) != len(self.labels):
+            raise GateError(f"gate group {self.name!r} has {len(self.labels)} labels but {len(self.spans)} spans")
+        if any(type(span) is not int or span < 1 for span in self.spans):
+            raise GateError(f"gate group {self.name!r} has a span below 1: {self.spans}")
+        if self.spans[0] != 1:
+            raise GateError(f"gate group {self.name!r}: alternative 0 is the original and must span 1 group")
+        if self.kind != "choice" and max(self.spans) > 1:
+            raise GateError(f"gate group {self.name!r} is {self.kind}; only choice groups have spans")
+
+    @property
+    def size(self) -> int:
+        """Number of alternatives, modules or experts."""
+        return len(self.labels)
+
+    @property
+    def width(self) -> int:
+        """Entries that this group takes in the flat int64 vector: 1 for a choice, `size` for bits."""
+        return 1 if self.kind == "choice" else self.size
+
+    @property
+    def window(self) -> int:
+        """Number of groups in the window that starts here; 1 where nothing is merged."""
+        return max(self.spans)
+
+    @property
+    def default(self) -> GateValue:
+        """The value under which the supernet computes what the oracle computes."""
+        return 0 if self.kind == "choice" else (1,) * self.size
+
+    def check(self, value: GateValue) -> GateValue:
+        """Return `value` in canonical Python types, or raise `GateError`."""
+        if self.kind == "choice":
+            return self._check_choice(value)
+        if isinstance(value, int) or len(value) != self.size or any(int(bit) not in (0, 1) for bit in value):
+            raise GateError(f"gate {self.name!r} takes {self.size} bits, got {value!r}")
+        bits = tuple(int(bit) for bit in value)
+        if not any(bits):
+            raise GateError(f"gate {self.name!r} must keep at least one of its {self.size} {self.kind} on")
+        return bits
+
+    def _check_choice(self, value: GateValue) -> int:
+        if isinstance(value, (tuple, list)) or isinstance(value, bool) or int(value) != value:
+            raise GateError(f"gate {self.name!r} takes one number, got {value!r}")
+        if not 0 <= value < self.size:
+            raise GateError(
+                f"gate {self.name!r} has no alternative {value}", hint=f"it has 0 to {self.size - 1}: {', '.join(self.labels)}"
+            )
+        return int(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """The group as JSON types."""
+        body: dict[str, Any] = {"name": self.name, "kind": self.kind, "labels": list(self.labels)}
+        return body | {"spans": list(self.spans)} if self.window > 1 else body
+
+
+@dataclass(frozen=True, slots=True)
+class GateSpace:
+    """An ordered list of groups whose merged windows never overlap. Raises `GateError` when built invalid."""
+
+    groups: tuple[GateGroup, ...]
+    """In the order of the network, input first."""
+
+    _covered_by: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.groups) <= MAX_GROUPS:
+            raise GateError(f"a gate space has 1 to {MAX_GROUPS} groups, got {len(self.groups)}")
+        names = [group.name for group in self.groups]
+        if len(set(names)) != len(names):
+            raise GateError(f"two gate groups share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
+        object.__setattr__(self, "_covered_by", self._windows())
+
+    def _windows(self) -> tuple[int, ...]:
+        """For each group the index of the group whose window covers it (itself where none does)."""
+        owner = list(range(len(self.groups)))
+        for start, group in enumerate(self.groups):
+            stop = start + group.window
+            if stop > len(self.groups):
+                raise GateError(f"the window of gate {group.name!r} ends after the last group")
+            if group.window > 1 and owner[start] != start:
+                raise GateError(f"the windows of gates {self.groups[owner[start]].name!r} and {group.name!r} overlap")
+            for index in range(start + 1, stop):
+                if self.groups[index].kind != "choice":
+                    raise GateError(f"the window of gate {group.name!r} covers {self.groups[index].name!r}, not a choice")
+                owner[index] = start
+        return tuple(owner)
+
+    @property
+    def width(self) -> int:
+        """Length of the flat int64 vector that the graph is fed."""
+        return sum(group.width for group in self.groups)
+
+    @property
+    def default(self) -> Gates:
+        """Every group at its default: the oracle."""
+        return Gates(self, tuple(group.default for group in self.groups))
+
+    def covering(self, index: int) -> int:
+        """Index of the group whose window covers group `index`; `index` itself where none does."""
+        return self._covered_by[index]
+
+    def active(self, values: Sequence[GateValue]) -> tuple[bool, ...]:
+        """For each group whether it decides anything, given all values (a merged alternative switches others off)."""
+        flags = [True] * len(self.groups)
+        for index, group in enumerate(self.groups):
+            value = values[index]
+            if flags[index] and isinstance(value, int):
+                for covered in range(index + 1, index + group.spans[value]):
+                    flags[covered] = False
+        return tuple(flags)
+
+    def gates(self, values: Sequence[GateValue]) -> Gates:
+        """A validated, canonical vector from one value per group."""
+        return Gates(self, tuple(tuple(v) if isinstance(v, list) else v for v in values))
+
+    def parse(self, text: str) -> Gates:
+        """Read the text form, e.g. ``0-2-0-b1011``, or the word ``full``; inverse of `str(gates)`. Raises `GateError`."""
+        if text.strip() == "full":
+            return self.default
+        parts = text.strip().split("-")
+        if len(parts) != len(self.groups):
+            raise GateError(
+                f"gate text {text!r} has {len(parts)} parts, this model has {len(self.groups)} groups",
+                hint=f"write it like {self.default}, or 'full'",
+            )
+        return self.gates([_parse_part(group, part) for group, part in zip(self.groups, parts, strict=True)])
+
+    def from_vector(self, vector: Sequence[int]) -> Gates:
+        """Inverse of `Gates.vector`."""
+        if len(vector) != self.width:
+            raise GateError(f"gate vector has {len(vector)} entries, this model takes {self.width}")
+        values: list[GateValue] = []
+        start = 0
+        for group in self.groups:
+            part = tuple(int(entry) for entry in vector[start : start + group.width])
+            values.append(part[0] if group.kind == "choice" else part)
+            start += group.width
+        return self.gates(values)
+
+    def from_json(self, values: object) -> Gates:
+        """Inverse of `Gates.to_json`: a list with a number or a list of bits per group. Raises `GateError`."""
+        if not isinstance(values, list) or not all(_is_json_value(value) for value in values):
+            raise GateError(f"gates in JSON are a list of numbers or bit lists, got {values!r}")
+        return self.gates(values)
+
+    def size(self) -> int:
+        """Number of distinct subnets (exact, merged windows counted once)."""
+        free = [1] * (len(self.groups) + 1)
+        for index in reversed(range(len(self.groups))):
+            group = self.groups[index]
+            if group.kind == "choice":
+                free[index] = sum(free[index + span] for span in group.spans)
+            else:
+                free[index] = (2**group.size - 1) * free[index + 1]
+        return free[0]
+
+    def enumerate(self) -> Iterator[Gates]:
+        """Every subnet once, in lexicographic order of the choices. Look at `size` first."""
+        for values in self._enumerate_from(0):
+            yield Gates(self, values)
+
+    def _enumerate_from(self, index: int) -> Iterator[tuple[GateValue, ...]]:
+        if index == len(self.groups):
+            yield ()
+            return
+        group = self.groups[index]
+        for value, span in _values_of(group):
+            head: tuple[GateValue, ...] = (value, *((0,) * (span - 1)))
+            for tail in self._enumerate_from(index + span):
+                yield head + tail
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The space as JSON types, one object per group."""
+        return [group.to_json() for group in self.groups]
+
+    @classmethod
+    def parse_json(cls, body: object) -> GateSpace:
+        """Inverse of `to_json`. Raises `GateError`, never another exception, whatever the body."""
+        if not isinstance(body, list) or len(body) > MAX_GROUPS:
+            raise GateError("a gate space in JSON is a list of groups")
+        return cls(tuple(_group_from_json(item) for item in body))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gates:
+    """One subnet: a validated, canonical, hashable point of a `GateSpace`. Raises `GateError` when built invalid."""
+
+    space: GateSpace = field(repr=False)
+    """The space that gives the values their meaning."""
+
+    values: tuple[GateValue, ...]
+    """One value per group; groups inside a chosen merged window are 0."""
+
+    def __post_init__(self) -> None:
+        groups = self.space.groups
+        if len(self.values) != len(groups):
+            raise GateError(f"{len(self.values)} gate values for {len(groups)} groups")
+        checked = tuple(group.check(value) for group, value in zip(groups, self.values, strict=True))
+        active = self.space.active(checked)
+        canonical = tuple(value if on else 0 for value, on in zip(checked, active, strict=True))
+        object.__setattr__(self, "values", canonical)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Gates):
+            return NotImplemented
+        return self.values == other.values and (self.space is other.space or self.space == other.space)
+
+    def __hash__(self) -> int:
+        return hash(self.values)
+
+    def __str__(self) -> str:
+        return "-".join(str(v) if isinstance(v, int) else "b" + "".join(map(str, v)) for v in self.values)
+
+    @property
+    def active(self) -> tuple[bool, ...]:
+        """For each group whether it decides anything in this subnet."""
+        return self.space.active(self.values)
+
+    @property
+    def is_default(self) -> bool:
+        """Whether this is the oracle's own path."""
+        return self == self.space.default
+
+    def vector(self) -> tuple[int, ...]:
+        """The flat integers that the graph is fed, `space.width` of them."""
+        flat: list[int] = []
+        for value in self.values:
+            flat.extend((value,) if isinstance(value, int) else value)
+        return tuple(flat)
+
+    def replace(self, index: int, value: GateValue) -> Gates:
+        """The same vector with the value of one group changed; normalised again."""
+        return Gates(self.space, (*self.values[:index], value, *self.values[index + 1 :]))
+
+    def to_json(self) -> list[int | list[int]]:
+        """One number or list of bits per group."""
+        return [value if isinstance(value, int) else list(value) for value in self.values]
+
+
+def _values_of(group: GateGroup) -> Iterator[tuple[GateValue, int]]:
+    if group.kind == "choice":
+        yield from enumerate(group.spans)
+        return
+    for code in range(1, 2**group.size):
+        yield tuple((code >> (group.size - 1 - bit)) & 1 for bit in range(group.size)), 1
+
+
+def _parse_part(group: GateGroup, part: str) -> GateValue:
+    if group.kind == "choice":
+        if not re.fullmatch(r"[0-9]{1,4}", part):
+            raise GateError(f"gate {group.name!r} takes a number, got {part!r}", hint=f"0 to {group.size - 1}")
+        return int(part)
+    if not re.fullmatch(r"b[01]{1,1024}", part):
+        raise GateError(f"gate {group.name!r} takes {group.size} bits like b{'1' * group.size}, got {part!r}")
+    return tuple(int(bit) for bit in part[1:])
+
+
+def _is_json_value(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) <= MAX_GROUP_SIZE and all(type(bit) is int for bit in value)
+    return type(value) is int
+
+
+def _group_from_json(item: object) -> GateGroup:
+    if not isinstance(item, dict) or not {"name", "kind", "labels"} <= item.keys() <= {"name", "kind", "labels", "spans"}:
+        raise GateError("a gate group in JSON has the keys name, kind, labels and optionally spans")
+    labels, spans = item["labels"], item.get("spans", [])
+    if not isinstance(labels, list) or not isinstance(spans, list) or not isinstance(item["kind"], str):
+        raise GateError("a gate group in JSON has lists as labels and spans, and a word as kind")
+    return GateGroup(item["name"], cast("GateKind", item["kind"]), tuple(labels), tuple(spans))
