@@ -1,0 +1,75 @@
+"""The JSON form of a result: one document a command, with what is needed to know later what was measured where."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.errors import StateError
+
+__all__ = ["document", "versions", "write_document"]
+
+_DISTRIBUTIONS = ("nnf-edge", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pillow", "psutil")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of what it runs on, read without importing any of it."""
+    found = {"python": platform.python_version()}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def document(kind: str, result: Mapping[str, Any], device: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
+    """The envelope around `result`. `kind` is the verb; the number after it changes when a field changes its meaning."""
+    return {
+        "schema": f"nnf-edge/{kind}/1",
+        "written_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": ["nnf-edge", *command],
+        "versions": versions(),
+        "device": dict(device),
+        "result": dict(result),
+    }
+
+
+def write_document(target: str, body: Mapping[str, Any]) -> None:
+    """Write to stdout (``-``) or to a file, beside it first and then renamed. Raises `StateError`."""
+    text = json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    path = Path(target)
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing to rename over
+        path.write_text(text, encoding="utf-8")
+        return
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise StateError(
+            f"cannot write {target}: {error.strerror}", hint="name a file in a folder that exists and is writable"
+        ) from error
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(beside, 0o666 & ~umask)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
