@@ -1,0 +1,66 @@
+"""Local distillation: each alternative learns, from the teacher's own input, to give the teacher's own output.
+
+The loss of alternative b of units i..j is the normalised squared error ``|b(h_in) - h_out|^2 / Var(h_out)`` on the
+frozen original's features h, so that units of different scale weigh the same. No alternative sees another one, all of
+them learn from one pass of the teacher, and labels are not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from builder.distill.loop import Batch, BatchSource, LoopConfig, run_loop
+from builder.elastify.supernet import Supernet
+from builder.runlog import RunLog
+
+__all__ = ["LocalConfig", "normalised_error", "train_local"]
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConfig:
+    """Pace of the local stage."""
+
+    loop: LoopConfig
+    """Length, learning rate and regularisation."""
+
+
+def normalised_error(value: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the variance of the target; both [N, C, H, W]; 0 is perfect, 1 is the mean's error."""
+    return (value - target).pow(2).mean() / target.var().clamp_min(1e-8)
+
+
+def train_local(supernet: Supernet, config: LocalConfig, source: BatchSource, saved: Path, log: RunLog) -> float:
+    """Train every alternative alone; resumes from `saved`. Gives the mean error of the last epoch."""
+    tasks = [
+        (unit.segment, unit.segment + alternative.span - 1, supernet.alternative(index, value))
+        for index, unit in enumerate(supernet.units)
+        for value, alternative in enumerate(unit.alternatives)
+        if value and not isinstance(supernet.alternative(index, value), nn.Identity)
+    ]
+
+    def step(batch: Batch, progress: float) -> float:
+        features = _teacher_features(supernet, batch[0])
+        total = 0.0
+        for entry, exit_index, module in tasks:
+            loss = normalised_error(module(features[entry]), features[exit_index + 1])
+            loss.backward()
+            total += loss.item()
+        return total / len(tasks)
+
+    supernet.train()
+    result = run_loop("local", supernet.bodies, config.loop, source, step, saved, log)
+    supernet.eval()
+    return result
+
+
+def _teacher_features(supernet: Supernet, images: Tensor) -> list[Tensor]:
+    """What enters each segment, in order."""
+    values = [images]
+    with torch.no_grad():
+        for module in supernet.fixed:
+            values.append(module(values[-1]))
+    return values
