@@ -1,0 +1,213 @@
+"""Quality of a subnet on local data: accuracy where there are labels, soft agreement with the full subnet elsewhere.
+
+Soft agreement of a subnet s on an image x is ``min(1, <p_s(x), p_full(x)> / <p_full(x), p_full(x)>)`` with p the class
+probabilities: 1 where s answers as surely as the full subnet does, 0 where it answers something else; on images on
+which the full subnet is itself unsure, disagreement costs little. It needs no labels and cannot be raised by mere
+confidence. Both qualities are means of one value in [0, 1] per image, so two subnets are always compared in pairs, on
+the same images. Results are kept, and a subnet is run on further images only when they are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.backends.base import Array, Session
+from edge_runtime.bundle import Preprocessing
+from edge_runtime.errors import BackendError, InputError
+from edge_runtime.gates import Gates
+from edge_runtime.inputs import Frame, check_labels, normalise
+from edge_runtime.objectives import Score
+
+__all__ = ["Comparison", "Evaluator", "probabilities", "wilson_interval"]
+
+Values = npt.NDArray[np.float64]
+
+Z_95 = 1.959964
+"""Standard normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Quality of one subnet minus that of another on the same images, with a 95 % interval."""
+
+    difference: float
+    """Mean difference of quality, in [-1, 1]."""
+
+    low: float
+    """Lower end of the interval; above 0 the first subnet is significantly better."""
+
+    high: float
+    """Upper end of the interval; below 0 the second subnet is significantly better."""
+
+    samples: int
+    """Images that both were run on."""
+
+    @property
+    def better(self) -> bool:
+        """Whether the first subnet is significantly better."""
+        return self.low > 0
+
+    @classmethod
+    def of(cls, first: Values, second: Values) -> Comparison:
+        """Compare paired values; two opposite pseudo-pairs keep few differing images from looking certain.
+
+        They are those of Agresti and Min, "Simple improved confidence intervals for comparing matched proportions"
+        (2005), scaled to the largest difference seen, so that the same form serves fractions: 5 images against 0 are
+        not significant, 6 are, as by the exact sign test.
+        """
+        count = min(len(first), len(second))
+        if count < 2:
+            return cls(0.0, -1.0, 1.0, count)
+        delta = first[:count] - second[:count]
+        largest = float(np.abs(delta).max())
+        padded = np.concatenate([delta, [largest, -largest]])
+        centre = float(padded.mean())
+        margin = Z_95 * math.sqrt(float(padded.var()) / len(padded))
+        return cls(float(delta.mean()), centre - margin, centre + margin, count)
+
+
+def wilson_interval(mean: float, samples: int) -> tuple[float, float]:
+    """Wilson's 95 % score interval of a mean of values in [0, 1].
+
+    For accuracies it is the usual one; for fractions it is conservative: their variance is at most mean * (1 - mean).
+    """
+    if samples < 1:
+        return 0.0, 1.0
+    squared = Z_95 * Z_95
+    centre = (mean + squared / (2 * samples)) / (1 + squared / samples)
+    spread = mean * (1 - mean) / samples + squared / (4 * samples * samples)
+    margin = Z_95 / (1 + squared / samples) * math.sqrt(max(spread, 0.0))
+    return max(0.0, min(mean, centre - margin)), min(1.0, max(mean, centre + margin))
+
+
+def probabilities(logits: Array) -> Values:
+    """Softmax over the last axis in float64; a row that is not finite becomes all zero, which agrees with nothing."""
+    rows = np.asarray(logits, np.float64)
+    bad = np.asarray(~np.isfinite(rows).all(axis=-1))
+    rows = np.where(bad[..., None], 0.0, rows)
+    powers = np.exp(rows - rows.max(axis=-1, keepdims=True))
+    shares: Values = powers / powers.sum(axis=-1, keepdims=True)
+    shares[bad] = 0.0
+    return shares
+
+
+class Evaluator:
+    """Runs subnets on one set of images and keeps the value of each on each image. Not thread-safe."""
+
+    def __init__(
+        self,
+        session: Session,
+        default: Gates,
+        images: Frame,
+        preprocessing: Preprocessing,
+        *,
+        labels: npt.NDArray[np.int64] | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """Take images uint8 [n, H, W, 3] at the model's input size; nothing runs yet.
+
+        Args:
+            session: Where subnets run; its first input takes the images, its first output holds class logits [n, K].
+            default: The full subnet, the reference of the soft agreement.
+            images: In an order of which every beginning is a fair sample (shuffle them first).
+            preprocessing: From the manifest.
+            labels: Class index of each image, int64 [n]; None evaluates by agreement with the full subnet.
+            batch_size: Images per run; larger is faster up to about 64, smaller leaves the processor sooner.
+        """
+        if images.ndim != 4 or not len(images):
+            raise InputError(f"images to evaluate on have the shape [n, H, W, 3], got {list(images.shape)}")
+        self._session = session
+        self._default = default
+        self._images = images
+        self._preprocessing = preprocessing
+        self._labels = None if labels is None else check_labels(labels, len(images))
+        self._batch_size = batch_size
+        self._input = session.inputs[0].name
+        self._output = session.outputs[0].name
+        self._reference: list[Values] = []
+        self._values: dict[Gates, Values] = {}
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether quality means accuracy (else soft agreement)."""
+        return self._labels is not None
+
+    def seen(self, gates: Gates) -> int:
+        """Number of images that the subnet was run on so far."""
+        return len(self._values.get(gates, ()))
+
+    def values(self, gates: Gates) -> Values:
+        """Value in [0, 1] of the subnet on each image it was run on, float64 [seen]."""
+        return self._values.get(gates, np.empty(0))
+
+    def advance(self, gates: Gates, count: int | None = None) -> bool:
+        """Run at most one batch towards `count` images (None: all); returns whether they are done."""
+        goal = self.count if count is None else min(count, self.count)
+        start = self.seen(gates)
+        if start >= goal:
+            return True
+        stop = min(start + self._batch_size, goal)
+        if self._labels is None and self._reference_seen() < stop:
+            self._extend_reference()
+            return False
+        values = self._value(self._run(gates, start, stop), start, stop)
+        self._values[gates] = np.concatenate([self.values(gates), values])
+        return stop >= goal
+
+    def score(
+        self,
+        gates: Gates,
+        latency_ms: float,
+        *,
+        count: int | None = None,
+        peak_bytes: int | None = None,
+        measured: bool = False,
+    ) -> Score:
+        """Run what is missing of the first `count` images (None: all); the score is of all images seen."""
+        while not self.advance(gates, count):
+            pass
+        values = self.values(gates)
+        quality = float(values.mean())
+        low, high = wilson_interval(quality, len(values))
+        return Score(gates, quality, low, high, len(values), latency_ms, peak_bytes, measured)
+
+    def compare(self, first: Gates, second: Gates) -> Comparison:
+        """Quality of `first` minus that of `second` on the images that both were run on."""
+        return Comparison.of(self.values(first), self.values(second))
+
+    def _reference_seen(self) -> int:
+        return sum(len(part) for part in self._reference)
+
+    def _extend_reference(self) -> None:
+        start = self._reference_seen()
+        stop = min(start + self._batch_size, self.count)
+        shares = self._run(self._default, start, stop)
+        self._reference.append(shares)
+        # The full subnet agrees with itself by definition; it need not run again.
+        self._values[self._default] = np.ones(stop)
+
+    def _run(self, gates: Gates, start: int, stop: int) -> Values:
+        batch = np.stack([normalise(image, self._preprocessing) for image in self._images[start:stop]])
+        logits = self._session.run({self._input: batch}, gates)[self._output]
+        if logits.ndim != 2 or len(logits) != stop - start:
+            raise BackendError(f"output {self._output!r} has the shape {list(logits.shape)} for {stop - start} images")
+        return probabilities(logits)
+
+    def _value(self, shares: Values, start: int, stop: int) -> Values:
+        if self._labels is not None:
+            answered = shares.sum(axis=1) > 0
+            return np.asarray((shares.argmax(axis=1) == self._labels[start:stop]) & answered, np.float64)
+        reference = np.concatenate(self._reference)[start:stop]
+        norms = np.einsum("nk,nk->n", reference, reference)
+        overlap = np.einsum("nk,nk->n", shares, reference)
+        agreement: Values = np.minimum(1.0, np.divide(overlap, norms, out=np.zeros_like(overlap), where=norms > 0))
+        return agreement

@@ -1,0 +1,38 @@
+"""Images and arrays to model inputs, by the manifest's preprocessing; data sets read from disk; the sample buffer.
+
+A *frame* is a uint8 array [H, W, 3] in RGB of any size; an *image* here is a frame already at the model's input size.
+One definition of resizing serves the camera loop, the command line and the builder: Pillow's bilinear filter with
+antialiasing, the whole frame stretched to the model's height and width, then ``(pixel * scale - mean) / std``.
+Everything stays in memory; nothing in this room writes.
+"""
+
+from edge_runtime.inputs.buffer import SampleBuffer
+from edge_runtime.inputs.frames import (
+    Frame,
+    Tensor,
+    check_finite,
+    check_frame,
+    check_labels,
+    fit,
+    normalise,
+    preprocess,
+    preprocess_all,
+)
+from edge_runtime.inputs.samples import Samples, load_folder, load_npz, load_samples
+
+__all__ = [
+    "Frame",
+    "SampleBuffer",
+    "Samples",
+    "Tensor",
+    "check_finite",
+    "check_frame",
+    "check_labels",
+    "fit",
+    "load_folder",
+    "load_npz",
+    "load_samples",
+    "normalise",
+    "preprocess",
+    "preprocess_all",
+]
