@@ -11,13 +11,17 @@ kind        value of the group       meaning
 ==========  =======================  =====================================================
 
 Spaces are conditional. An alternative of a `choice` group may span a window of several consecutive `choice` groups (a
-merged alternative); while it is chosen the other groups of the window are inactive, and canonically 0. So one subnet has
-exactly one vector, one text and one hash. Text form: groups joined by ``-``, a choice as its number, bits as ``b1011``.
+merged alternative); while it is chosen the other groups that it spans are inactive, and canonically 0. So one subnet
+has exactly one vector, one text and one hash. Text form: groups joined by ``-``, a choice as its number, bits as
+``b1011``.
 """
 
 from __future__ import annotations
 
+import operator
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, cast
@@ -46,35 +50,35 @@ class GateGroup:
     """`choice`, `subset` or `experts`."""
 
     labels: tuple[str, ...]
-    """One name per alternative, module or expert, unique in the group. Example: ``("original", "narrow50", "skip")``."""
+    """One name per alternative, module or expert, unique in the group. Example: ``("original", "half", "skip")``."""
 
     spans: tuple[int, ...] = ()
     """`choice` only: how many consecutive groups each alternative replaces, this one included; empty means all 1."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise GateError(f"gate group name {self.name!r} is not valid", hint="use letters, digits and _.:/+@=-")
+            raise GateError(f"gate group name {_shown(self.name)} is not valid", hint="letters, digits, _.:/+@=-")
         if self.kind not in KINDS:
-            raise GateError(f"gate group {self.name!r} has kind {self.kind!r}", hint=f"use one of {', '.join(KINDS)}")
+            raise GateError(f"gate group {self.name!r} has kind {_shown(self.kind)}", hint=f"use one of {KINDS}")
         self._check_labels()
-        if not self.spans:
+        if self.spans == ():
             object.__setattr__(self, "spans", (1,) * len(self.labels))
         self._check_spans()
 
     def _check_labels(self) -> None:
-        if not 1 <= len(self.labels) <= MAX_GROUP_SIZE:
-            raise GateError(f"gate group {self.name!r} has {len(self.labels)} labels, not 1 to {MAX_GROUP_SIZE}")
+        if not isinstance(self.labels, tuple) or not 1 <= len(self.labels) <= MAX_GROUP_SIZE:
+            raise GateError(f"gate group {self.name!r} needs 1 to {MAX_GROUP_SIZE} labels, got {_shown(self.labels)}")
         for label in self.labels:
             if not isinstance(label, str) or not _NAME.fullmatch(label):
-                raise GateError(f"gate group {self.name!r} has the label {label!r}, which is not valid")
-        if len(set(self.labels)) != len(self.labels):
-            raise GateError(f"gate group {self.name!r} names a label twice: {', '.join(self.labels)}")
+                raise GateError(f"gate group {self.name!r} has the label {_shown(label)}, which is not valid")
+        if twice := _repeated(self.labels):
+            raise GateError(f"gate group {self.name!r} has two labels {twice!r}")
 
     def _check_spans(self) -> None:
-        if len(self.spans) != len(self.labels):
-            raise GateError(f"gate group {self.name!r} has {len(self.labels)} labels but {len(self.spans)} spans")
-        if any(type(span) is not int or span < 1 for span in self.spans):
-            raise GateError(f"gate group {self.name!r} has a span below 1: {self.spans}")
+        if not isinstance(self.spans, tuple) or len(self.spans) != len(self.labels):
+            raise GateError(f"gate group {self.name!r} needs {len(self.labels)} spans, got {_shown(self.spans)}")
+        if any(type(span) is not int or not 1 <= span <= MAX_GROUPS for span in self.spans):
+            raise GateError(f"gate group {self.name!r} has a span that is not 1 to {MAX_GROUPS}: {_shown(self.spans)}")
         if self.spans[0] != 1:
             raise GateError(f"gate group {self.name!r}: alternative 0 is the original and must span 1 group")
         if self.kind != "choice" and max(self.spans) > 1:
@@ -101,24 +105,31 @@ class GateGroup:
         return 0 if self.kind == "choice" else (1,) * self.size
 
     def check(self, value: GateValue) -> GateValue:
-        """Return `value` in canonical Python types, or raise `GateError`."""
+        """Return `value` in canonical Python types (numpy's integers are taken too), or raise `GateError`."""
         if self.kind == "choice":
             return self._check_choice(value)
-        if isinstance(value, int) or len(value) != self.size or any(int(bit) not in (0, 1) for bit in value):
-            raise GateError(f"gate {self.name!r} takes {self.size} bits, got {value!r}")
-        bits = tuple(int(bit) for bit in value)
+        try:
+            bits = tuple(map(operator.index, cast("Sequence[int]", value)))
+        except TypeError as error:
+            raise GateError(f"gate {self.name!r} takes {self.size} bits, got {_shown(value)}") from error
+        if len(bits) != self.size or not {0, 1}.issuperset(bits):
+            raise GateError(f"gate {self.name!r} takes {self.size} bits, got {_shown(value)}")
         if not any(bits):
             raise GateError(f"gate {self.name!r} must keep at least one of its {self.size} {self.kind} on")
-        return bits
+        return tuple(map(int, bits))
 
     def _check_choice(self, value: GateValue) -> int:
-        if isinstance(value, (tuple, list)) or isinstance(value, bool) or int(value) != value:
-            raise GateError(f"gate {self.name!r} takes one number, got {value!r}")
-        if not 0 <= value < self.size:
+        try:
+            number = operator.index(cast("int", value))
+        except TypeError as error:
+            raise GateError(f"gate {self.name!r} takes one number, got {_shown(value)}") from error
+        if isinstance(value, bool) or not 0 <= number < self.size:
+            known = ", ".join(f"{index} {label}" for index, label in enumerate(self.labels[:8]))
             raise GateError(
-                f"gate {self.name!r} has no alternative {value}", hint=f"it has 0 to {self.size - 1}: {', '.join(self.labels)}"
+                f"gate {self.name!r} has no alternative {_shown(value)}",
+                hint=f"it has {known}" if self.size <= 8 else f"it has 0 to {self.size - 1}",
             )
-        return int(value)
+        return number
 
     def to_json(self) -> dict[str, Any]:
         """The group as JSON types."""
@@ -136,11 +147,10 @@ class GateSpace:
     _covered_by: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.groups) <= MAX_GROUPS:
-            raise GateError(f"a gate space has 1 to {MAX_GROUPS} groups, got {len(self.groups)}")
-        names = [group.name for group in self.groups]
-        if len(set(names)) != len(names):
-            raise GateError(f"two gate groups share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
+        if not isinstance(self.groups, tuple) or not 1 <= len(self.groups) <= MAX_GROUPS:
+            raise GateError(f"a gate space needs 1 to {MAX_GROUPS} groups, got {_shown(self.groups)}")
+        if twice := _repeated([group.name for group in self.groups]):
+            raise GateError(f"two gate groups share the name {twice!r}")
         object.__setattr__(self, "_covered_by", self._windows())
 
     def _windows(self) -> tuple[int, ...]:
@@ -153,8 +163,9 @@ class GateSpace:
             if group.window > 1 and owner[start] != start:
                 raise GateError(f"the windows of gates {self.groups[owner[start]].name!r} and {group.name!r} overlap")
             for index in range(start + 1, stop):
-                if self.groups[index].kind != "choice":
-                    raise GateError(f"the window of gate {group.name!r} covers {self.groups[index].name!r}, not a choice")
+                covered = self.groups[index]
+                if covered.kind != "choice":
+                    raise GateError(f"the window of gate {group.name!r} covers {covered.name!r}, which is no choice")
                 owner[index] = start
         return tuple(owner)
 
@@ -184,28 +195,28 @@ class GateSpace:
 
     def gates(self, values: Sequence[GateValue]) -> Gates:
         """A validated, canonical vector from one value per group."""
-        return Gates(self, tuple(tuple(v) if isinstance(v, list) else v for v in values))
+        return Gates(self, tuple(values))
 
     def parse(self, text: str) -> Gates:
-        """Read the text form, e.g. ``0-2-0-b1011``, or the word ``full``; inverse of `str(gates)`. Raises `GateError`."""
+        """Read the text form, like ``0-2-0-b1011`` or the word ``full``; inverse of `str`. Raises `GateError`."""
         if text.strip() == "full":
             return self.default
         parts = text.strip().split("-")
         if len(parts) != len(self.groups):
             raise GateError(
-                f"gate text {text!r} has {len(parts)} parts, this model has {len(self.groups)} groups",
+                f"gate text {_shown(text)} has {len(parts)} parts, this model has {len(self.groups)} groups",
                 hint=f"write it like {self.default}, or 'full'",
             )
         return self.gates([_parse_part(group, part) for group, part in zip(self.groups, parts, strict=True)])
 
     def from_vector(self, vector: Sequence[int]) -> Gates:
-        """Inverse of `Gates.vector`."""
+        """Inverse of `Gates.vector`; numpy's integers are taken too. Raises `GateError`."""
         if len(vector) != self.width:
             raise GateError(f"gate vector has {len(vector)} entries, this model takes {self.width}")
         values: list[GateValue] = []
         start = 0
         for group in self.groups:
-            part = tuple(int(entry) for entry in vector[start : start + group.width])
+            part = tuple(vector[start : start + group.width])
             values.append(part[0] if group.kind == "choice" else part)
             start += group.width
         return self.gates(values)
@@ -213,7 +224,7 @@ class GateSpace:
     def from_json(self, values: object) -> Gates:
         """Inverse of `Gates.to_json`: a list with a number or a list of bits per group. Raises `GateError`."""
         if not isinstance(values, list) or not all(_is_json_value(value) for value in values):
-            raise GateError(f"gates in JSON are a list of numbers or bit lists, got {values!r}")
+            raise GateError(f"gates in JSON are a list of numbers or bit lists, got {_shown(values)}")
         return self.gates(values)
 
     def size(self) -> int:
@@ -228,19 +239,23 @@ class GateSpace:
         return free[0]
 
     def enumerate(self) -> Iterator[Gates]:
-        """Every subnet once, in lexicographic order of the choices. Look at `size` first."""
-        for values in self._enumerate_from(0):
-            yield Gates(self, values)
-
-    def _enumerate_from(self, index: int) -> Iterator[tuple[GateValue, ...]]:
-        if index == len(self.groups):
-            yield ()
-            return
-        group = self.groups[index]
-        for value, span in _values_of(group):
-            head: tuple[GateValue, ...] = (value, *((0,) * (span - 1)))
-            for tail in self._enumerate_from(index + span):
-                yield head + tail
+        """Every subnet once, in lexicographic order of the values. Look at `size` first."""
+        values: list[GateValue] = []
+        # One open iterator per decision taken so far: a space may have more groups than Python has stack frames.
+        trail = [(0, _values_of(self.groups[0]))]
+        while trail:
+            start, options = trail[-1]
+            del values[start:]
+            option = next(options, None)
+            if option is None:
+                trail.pop()
+                continue
+            value, span = option
+            values.extend((value, *((0,) * (span - 1))))
+            if len(values) == len(self.groups):
+                yield Gates(self, tuple(values))
+            else:
+                trail.append((len(values), _values_of(self.groups[len(values)])))
 
     def to_json(self) -> list[dict[str, Any]]:
         """The space as JSON types, one object per group."""
@@ -321,10 +336,12 @@ def _values_of(group: GateGroup) -> Iterator[tuple[GateValue, int]]:
 def _parse_part(group: GateGroup, part: str) -> GateValue:
     if group.kind == "choice":
         if not re.fullmatch(r"[0-9]{1,4}", part):
-            raise GateError(f"gate {group.name!r} takes a number, got {part!r}", hint=f"0 to {group.size - 1}")
+            raise GateError(f"gate {group.name!r} takes a number, got {_shown(part)}", hint=f"0 to {group.size - 1}")
         return int(part)
     if not re.fullmatch(r"b[01]{1,1024}", part):
-        raise GateError(f"gate {group.name!r} takes {group.size} bits like b{'1' * group.size}, got {part!r}")
+        raise GateError(
+            f"gate {group.name!r} takes {group.size} bits like b{'1' * min(group.size, 8)}, got {_shown(part)}"
+        )
     return tuple(int(bit) for bit in part[1:])
 
 
@@ -335,9 +352,23 @@ def _is_json_value(value: object) -> bool:
 
 
 def _group_from_json(item: object) -> GateGroup:
-    if not isinstance(item, dict) or not {"name", "kind", "labels"} <= item.keys() <= {"name", "kind", "labels", "spans"}:
+    keys = {"name", "kind", "labels"}
+    if not isinstance(item, dict) or not keys <= item.keys() <= keys | {"spans"}:
         raise GateError("a gate group in JSON has the keys name, kind, labels and optionally spans")
     labels, spans = item["labels"], item.get("spans", [])
-    if not isinstance(labels, list) or not isinstance(spans, list) or not isinstance(item["kind"], str):
-        raise GateError("a gate group in JSON has lists as labels and spans, and a word as kind")
-    return GateGroup(item["name"], cast("GateKind", item["kind"]), tuple(labels), tuple(spans))
+    if not isinstance(labels, list) or not isinstance(spans, list):
+        raise GateError("a gate group in JSON has lists as labels and spans")
+    return GateGroup(item["name"], item["kind"], tuple(labels), tuple(spans))
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """The first name that occurs twice, or an empty text."""
+    return next((name for name, count in Counter(names).items() if count > 1), "")
+
+
+def _shown(value: object) -> str:
+    """A short text of a value that may be huge, deeply nested or a number too long to print."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"

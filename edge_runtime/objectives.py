@@ -313,7 +313,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """The subnets worth having, each slower one better; made by `Frontier.of`. Raises `UsageError` when built invalid."""
+    """The subnets worth having, each slower one better; see `Frontier.of`. Raises `UsageError` when built invalid."""
 
     scores: tuple[Score, ...]
     """At least one; latency and quality both strictly ascending; all of one gate space."""

@@ -1,0 +1,234 @@
+"""Search by ask and tell: which subnets are worth looking at next. Sees no clock, no file and no device.
+
+`EvolutionSearch` proposes subnets that are predicted to be within a latency limit; the caller measures their quality
+and tells it. The first generation comes from an exact plan over predicted latency and prior damage
+(`edge_runtime.additive`); later ones are children of the best told so far: crossover, mutation, repair, and of a few
+such children the one with the least prior damage. Every ask is a bounded piece of work, no subnet is asked twice, and
+the number of asks is bounded, so that a search always ends. The same seed and scores give the same asks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+
+from edge_runtime.additive import AdditiveCost, Plan, infeasible
+from edge_runtime.checks import positive, whole
+from edge_runtime.errors import UsageError
+from edge_runtime.gates import Gates, GateSpace, GateValue
+from edge_runtime.objectives import Score
+
+__all__ = ["EvolutionSearch", "near_budget_seeds"]
+
+SMALL_SPACE = 4096
+"""Up to so many subnets a space is enumerated, so that a long enough search has seen all of it."""
+
+_CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
+_SCREENED = 3  # children of which the one with the least prior damage is asked
+_DRAWS_PER_SEED = 8
+
+
+class EvolutionSearch:
+    """Constrained evolution over one gate space.
+
+    Args:
+        space: What is searched.
+        predict_ms: Predicted p95 of a subnet, milliseconds.
+        limit_ms: Subnets predicted above it are never asked, milliseconds, above 0.
+        prior: Expected damage of a subnet, lower is better; None: what is predicted slower is expected to be better.
+        seeds: Asked first, after the plan's best, where they are within the limit. Example: the active subnet.
+        population: New subnets per ask, at least 1.
+        generations: Asks, at least 1.
+        seed: Of the random generator.
+
+    Raises:
+        BudgetError: Not even the fastest subnet is predicted to be within the limit.
+        UsageError: An argument outside its range.
+    """
+
+    def __init__(
+        self,
+        space: GateSpace,
+        *,
+        predict_ms: AdditiveCost,
+        limit_ms: float,
+        prior: AdditiveCost | None = None,
+        seeds: Sequence[Gates] = (),
+        population: int = 24,
+        generations: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self._space = space
+        self._plan = _plan(space, predict_ms, prior, limit_ms)
+        self._population = whole("population", population, low=1)
+        self._left = whole("generations", generations, low=1)
+        self._rng = random.Random(whole("seed", seed))
+        self._first = [_of(space, gates) for gates in seeds]
+        self._reserve = _reserve(self._plan)
+        self._asked: set[Gates] = set()
+        self._told: dict[Gates, Score] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether `ask` has nothing more to give: all generations were asked, or no new subnet was found."""
+        return self._left == 0
+
+    def ask(self) -> list[Gates]:
+        """The next generation: distinct subnets within the limit that were not asked before; empty when `done`."""
+        if self.done:
+            return []
+        fresh: list[Gates] = []
+        for gates in self._proposals():
+            if len(fresh) == self._population:
+                break
+            if gates not in self._asked and self._plan.fits(gates):
+                self._asked.add(gates)
+                fresh.append(gates)
+        self._left = self._left - 1 if fresh else 0
+        return fresh
+
+    def tell(self, scores: Sequence[Score]) -> None:
+        """Report scores, of asked subnets or of others of the space; a second score of a subnet replaces the first."""
+        for score in scores:
+            self._told[_of(self._space, score.gates)] = score
+
+    def best(self, k: int) -> list[Score]:
+        """The `k` best scores told: within the limit by their own latency first, then by quality, then by latency."""
+        return sorted(self._told.values(), key=self._rank)[:k]
+
+    def _rank(self, score: Score) -> tuple[float, float, float, tuple[int, ...]]:
+        return (max(0.0, score.latency_ms - self._plan.limit), -score.quality, score.latency_ms, score.gates.vector())
+
+    def _proposals(self) -> Iterator[Gates]:
+        """Candidates for one generation, best idea first; the caller drops what is not new."""
+        if not self._asked:
+            yield self._plan.best()
+            yield from self._first
+            yield from _near_budget(self._plan, self._population, self._rng)
+        if self._told:
+            parents = [score.gates for score in self.best(max(2, self._population // 2))]
+            for _ in range(self._population):
+                yield from self._screened_child(parents)
+        # The last resorts: warm draws where children found nothing new, then whatever a small space still holds.
+        for attempt in range(self._population):
+            yield self._plan.draw(self._rng, self._plan.scale * (1 + attempt))
+        yield from self._reserve
+
+    def _screened_child(self, parents: Sequence[Gates]) -> list[Gates]:
+        """The least damaging of a few new children within the limit; an empty list where none was found."""
+        children: list[Gates] = []
+        for _ in range(_CHILD_TRIES):
+            child = self._repaired(self._mutated(self._crossed(parents)))
+            if child not in self._asked and self._plan.fits(child):
+                children.append(child)
+            if len(children) == _SCREENED:
+                break
+        return [min(children, key=self._plan.damage)] if children else []
+
+    def _crossed(self, parents: Sequence[Gates]) -> Gates:
+        """Each value from one of two parents; the better half of a tournament is likelier to be one."""
+        ranks = [min(self._rng.choices(range(len(parents)), k=2)) for _ in range(2)]
+        first, second = (parents[rank].values for rank in ranks)
+        mixed = [a if self._rng.random() < 0.5 else b for a, b in zip(first, second, strict=True)]
+        return self._space.gates(mixed)
+
+    def _mutated(self, gates: Gates) -> Gates:
+        """About one and a half groups changed to a random other value."""
+        groups = self._space.groups
+        changed = {self._rng.randrange(len(groups))}
+        changed |= {index for index in range(len(groups)) if self._rng.random() < 0.5 / len(groups)}
+        values = list(gates.values)
+        for index in sorted(changed):
+            values[index] = _other(values[index], groups[index].size, self._rng)
+        return self._space.gates(values)
+
+    def _repaired(self, gates: Gates) -> Gates:
+        """Groups in random order moved to a random cheaper value until the subnet is within the limit."""
+        order = list(range(len(self._space.groups)))
+        self._rng.shuffle(order)
+        for index in order:
+            if self._plan.fits(gates):
+                break
+            other = gates.replace(index, _other(gates.values[index], self._space.groups[index].size, self._rng))
+            if self._plan.cost(other) < self._plan.cost(gates):
+                gates = other
+        return gates
+
+
+def near_budget_seeds(
+    space: GateSpace,
+    predict_ms: AdditiveCost,
+    prior: AdditiveCost | None,
+    limit_ms: float,
+    count: int,
+    seed: int,
+) -> list[Gates]:
+    """Distinct subnets predicted to be within a limit, by prior damage, least first.
+
+    The first is the best there is (see `Plan`), the others are drawn around it. As faster alternatives damage more,
+    they lie just below the limit wherever the limit binds.
+
+    Args:
+        space: What is searched.
+        predict_ms: Predicted p95 of a subnet, milliseconds.
+        prior: Expected damage of a subnet, lower is better; None: what is predicted slower is expected to be better.
+        limit_ms: Upper limit of the predicted latency, milliseconds, above 0.
+        count: How many at most; a small space may hold fewer.
+        seed: Of the random generator.
+
+    Raises:
+        BudgetError: Not even the fastest subnet is predicted to be within the limit.
+    """
+    plan = _plan(space, predict_ms, prior, limit_ms)
+    found = dict.fromkeys(_near_budget(plan, whole("count", count), random.Random(whole("seed", seed))))
+    for gates in _reserve(plan):
+        if len(found) >= count:
+            break
+        found.setdefault(gates)
+    return list(found)[:count]
+
+
+def _plan(space: GateSpace, predict_ms: AdditiveCost, prior: AdditiveCost | None, limit_ms: float) -> Plan:
+    if predict_ms.space != space:
+        raise UsageError("the predicted latency belongs to another gate space")
+    plan = Plan(predict_ms, predict_ms.negative() if prior is None else prior, positive("the latency limit", limit_ms))
+    if not plan.feasible:
+        raise infeasible(predict_ms, limit_ms)
+    return plan
+
+
+def _near_budget(plan: Plan, count: int, rng: random.Random) -> list[Gates]:
+    """Up to `count` distinct draws, from cold to warm, by damage."""
+    found = {plan.best(): None}
+    tries = _DRAWS_PER_SEED * count
+    for attempt in range(tries):
+        if len(found) >= 4 * count:
+            break
+        found.setdefault(plan.draw(rng, plan.scale * (0.05 + attempt / tries)))
+    return _ranked(plan, found)[:count]
+
+
+def _reserve(plan: Plan) -> list[Gates]:
+    """All subnets of a small space within the limit by damage; nothing for a large one."""
+    if plan.space.size() > SMALL_SPACE:
+        return []
+    return _ranked(plan, (gates for gates in plan.space.enumerate() if plan.fits(gates)))
+
+
+def _ranked(plan: Plan, subnets: Iterable[Gates]) -> list[Gates]:
+    return sorted(subnets, key=lambda gates: (plan.damage(gates), plan.cost(gates), gates.vector()))
+
+
+def _other(value: GateValue, size: int, rng: random.Random) -> GateValue:
+    """A random other value of a group; a bit is flipped, but the last one that is on stays on."""
+    if isinstance(value, int):
+        return (value + rng.randrange(1, size)) % size if size > 1 else value
+    flipped = rng.randrange(size)
+    bits = tuple(bit ^ (index == flipped) for index, bit in enumerate(value))
+    return bits if any(bits) else value
+
+
+def _of(space: GateSpace, gates: Gates) -> Gates:
+    if gates.space != space:
+        raise UsageError(f"the gates {gates} belong to another gate space")
+    return gates
