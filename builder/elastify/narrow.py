@@ -16,8 +16,8 @@ from builder.elastify.channels import InnerWidth, inner_widths, is_depthwise
 
 __all__ = ["channel_importance", "kept_channels", "narrow"]
 
-CHANNEL_STEP = 8
-"""Kept channels are a multiple of this: the vector layouts of CPU kernels come in blocks of 8 or 16."""
+CHANNEL_STEP = 16
+"""Kept channels are a multiple of this (half of it in very thin layers): CPU kernels work on blocks of 8 or 16."""
 
 
 def channel_importance(unit: fx.GraphModule, inputs: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -65,10 +65,10 @@ def _input_power(
 
 
 def kept_channels(channels: int, ratio: float) -> int:
-    """How many of `channels` a copy of width `ratio` in (0, 1] keeps: a multiple of 8 where that is possible."""
-    wanted = max(1, round(channels * ratio))
-    stepped = max(CHANNEL_STEP, round(wanted / CHANNEL_STEP) * CHANNEL_STEP)
-    return stepped if stepped < channels else min(wanted, channels)
+    """How many of `channels` a copy of width `ratio` in (0, 1] keeps: a multiple of 16 where that is possible."""
+    wanted = channels * ratio
+    step = CHANNEL_STEP if wanted >= CHANNEL_STEP else CHANNEL_STEP // 2
+    return min(channels, max(step, round(wanted / step) * step))
 
 
 def narrow(unit: fx.GraphModule, ratio: float, importance: dict[str, torch.Tensor]) -> fx.GraphModule | None:

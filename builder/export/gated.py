@@ -1,0 +1,121 @@
+"""The whole supernet as one ONNX graph whose decisions are `If` nodes over an int64 gate vector.
+
+At each decision point the original is tested first, then a balanced tree over the rest. A window is one outer `If`: its
+first branch holds the units with their own decisions, its second the merged alternatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, helper
+
+from builder.elastify.supernet import Supernet
+from builder.export.lower import lower
+from builder.export.writer import GraphWriter
+
+__all__ = ["GatedGraph", "gated_graph"]
+
+
+@dataclass(frozen=True, slots=True)
+class GatedGraph:
+    """An exported graph and the content of its weight file."""
+
+    model_bytes: bytes
+    """Serialised ModelProto; tensors of 1 KiB and more lie in the weight file."""
+
+    weights: bytes
+    """Raw little-endian tensors."""
+
+
+def gated_graph(supernet: Supernet) -> GatedGraph:
+    """Export `supernet` (in eval mode): inputs ``image`` [N, C, H, W] and ``gates`` int64, output ``logits`` [N, K].
+
+    Raises:
+        BuildError: an operation of the network has no translation.
+    """
+    return _Gated(supernet).build()
+
+
+class _Gated:
+    def __init__(self, supernet: Supernet) -> None:
+        self._supernet = supernet.eval()
+        self._writer = GraphWriter()
+
+    def build(self) -> GatedGraph:
+        writer, segments = self._writer, self._supernet.segments
+        for index in range(len(self._supernet.units)):
+            writer.node("Gather", ["gates", writer.scalar(index)], f"gather_{index}", {"axis": 0}, output=f"gate_{index}")
+        x, index = "image", 0
+        while index < len(segments):
+            unit = self._supernet.unit_of.get(index)
+            if unit is None:
+                x = lower(writer, segments[index].module, f"fixed{index}", x)
+                index += 1
+            else:
+                x = self._decide(unit, x)
+                index += self._supernet.space.groups[unit].window
+        writer.node("Identity", [x], "output", output="logits")
+        inputs = [
+            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *segments[0].in_shape]),
+            helper.make_tensor_value_info("gates", TensorProto.INT64, [self._supernet.space.width]),
+        ]
+        outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", *segments[-1].out_shape])]
+        model = writer.model(inputs, outputs, "supernet")
+        return GatedGraph(model.SerializeToString(deterministic=True), bytes(writer.weights))
+
+    def _decide(self, unit: int, x: str) -> str:
+        group = self._supernet.space.groups[unit]
+        own = [value for value, span in enumerate(group.spans) if span == 1]
+        merged = [value for value, span in enumerate(group.spans) if span > 1]
+        if not merged:
+            return self._choose(unit, own, x)
+        last = unit + group.window - 1
+        shape = self._supernet.segments[self._supernet.units[last].segment].out_shape
+        name = f"window_{unit}"
+
+        def units(value: str) -> str:
+            for index in range(unit, last + 1):
+                own_here = [v for v, span in enumerate(self._supernet.space.groups[index].spans) if span == 1]
+                value = self._choose(index, own_here, value)
+            return value
+
+        condition = self._writer.node("Less", [f"gate_{unit}", self._writer.scalar(merged[0])], f"{name}_test")
+        then = self._branch(f"{name}_units", shape, lambda: units(x))
+        other = self._branch(f"{name}_merged", shape, lambda: self._tree(unit, merged, x, f"{name}_tree"))
+        return self._writer.node("If", [condition], name, {"then_branch": then, "else_branch": other})
+
+    def _choose(self, unit: int, values: Sequence[int], x: str) -> str:
+        """The decision point of one unit: the original first, then a tree over the other alternatives."""
+        name = f"group_{unit}"
+        if len(values) == 1:
+            return self._alternative(unit, values[0], x)
+        shape = self._supernet.segments[self._supernet.units[unit].segment].out_shape
+        condition = self._writer.node("Equal", [f"gate_{unit}", self._writer.scalar(values[0])], f"{name}_test")
+        then = self._branch(f"{name}_{values[0]}", shape, lambda: self._alternative(unit, values[0], x))
+        other = self._branch(f"{name}_rest", shape, lambda: self._tree(unit, values[1:], x, f"{name}_tree"))
+        return self._writer.node("If", [condition], name, {"then_branch": then, "else_branch": other})
+
+    def _tree(self, unit: int, values: Sequence[int], x: str, name: str) -> str:
+        """A balanced tree of `Less` over ascending values."""
+        if len(values) == 1:
+            return self._alternative(unit, values[0], x)
+        half = len(values) // 2
+        group = self._supernet.space.groups[unit]
+        exit_unit = unit + group.spans[values[0]] - 1
+        shape = self._supernet.segments[self._supernet.units[exit_unit].segment].out_shape
+        condition = self._writer.node("Less", [f"gate_{unit}", self._writer.scalar(values[half])], f"{name}_test")
+        then = self._branch(f"{name}_low", shape, lambda: self._tree(unit, values[:half], x, name))
+        other = self._branch(f"{name}_high", shape, lambda: self._tree(unit, values[half:], x, name))
+        return self._writer.node("If", [condition], f"{name}_{values[half]}", {"then_branch": then, "else_branch": other})
+
+    def _branch(self, name: str, shape: Sequence[int], body: Callable[[], str]) -> onnx.GraphProto:
+        self._writer.open_branch()
+        output = body()
+        return self._writer.close_branch(self._writer.unique(name), output, shape)
+
+    def _alternative(self, unit: int, value: int, x: str) -> str:
+        label = self._supernet.space.groups[unit].labels[value]
+        return lower(self._writer, self._supernet.alternative(unit, value), f"unit{unit}.{label}", x)
