@@ -1,0 +1,95 @@
+"""The only door to the native inference libraries. Each function imports its library when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edge_runtime.backends.base import Array, KernelProfile, Session, SessionOptions
+from edge_runtime.bundle import Bundle
+from edge_runtime.gates import Gates
+
+if TYPE_CHECKING:
+    from edge_runtime.backends.onnx.static import StaticSession
+
+__all__ = [
+    "Array",
+    "KernelProfile",
+    "Session",
+    "SessionOptions",
+    "check_graph",
+    "open_session",
+    "open_static",
+    "profile_kernels",
+    "runtime_versions",
+]
+
+
+def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Session:
+    """Check the bundle's graph and load it as a gated session.
+
+    Raises:
+        BundleError: The graph is not one that the format allows, or the library refuses it.
+        BackendError: onnxruntime is not installed, or lacks a provider that was asked for.
+    """
+    from edge_runtime.backends.onnx.session import open_portable
+
+    return open_portable(bundle, options or SessionOptions())
+
+
+def open_static(model_bytes: bytes, options: SessionOptions | None = None, *, weights: bytes = b"") -> StaticSession:
+    """Load a plain ONNX graph without gates (the oracle's static export) at full optimisation.
+
+    `weights` is the content of its external file ``weights.bin``, where it has one. Raises as `open_session`.
+    """
+    from edge_runtime.backends.onnx.static import open_static as load
+
+    return load(model_bytes, options or SessionOptions(), weights=weights)
+
+
+def profile_kernels(
+    bundle: Bundle,
+    options: SessionOptions,
+    inputs: Mapping[str, Array],
+    vectors: Sequence[Gates],
+    *,
+    rounds: int,
+    scratch: Path,
+) -> KernelProfile:
+    """Run `vectors` in one profiled session and attribute every leaf kernel to its decision point.
+
+    `scratch` is an existing directory that takes the profile while it is written; nothing is left in it.
+    Raises as `open_session`.
+    """
+    from edge_runtime.backends.onnx.profile import profile_kernels as profile
+
+    return profile(bundle, options, inputs, vectors, rounds=rounds, scratch=scratch)
+
+
+def check_graph(bundle: Bundle) -> None:
+    """Raise `BundleError` unless the bundle's graph is one that the format allows; loads onnx, not onnxruntime."""
+    from edge_runtime.backends.onnx.check import check_graph as check
+
+    check(bundle)
+
+
+def runtime_versions() -> dict[str, str]:
+    """Versions of the libraries that run a model, for reports and cache keys; ``absent`` where one is missing."""
+    from importlib import metadata
+
+    from edge_runtime.backends.onnx.telemetry import import_onnxruntime
+    from edge_runtime.errors import BackendError
+
+    try:
+        # The module, not the distribution: onnxruntime-gpu and vendor wheels provide the same module.
+        onnxruntime = str(import_onnxruntime().__version__)
+    except BackendError:
+        onnxruntime = "absent"
+    versions = {"onnxruntime": onnxruntime}
+    for name in ("numpy", "onnx"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions

@@ -1,0 +1,151 @@
+"""The portable gated graph as onnxruntime runs it: one session, every subnet, gates fed with each run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.backends.base import Array, SessionOptions, check_gates, check_inputs
+from edge_runtime.backends.onnx.check import check_graph
+from edge_runtime.backends.onnx.telemetry import import_onnxruntime
+from edge_runtime.bundle import Bundle, TensorSpec
+from edge_runtime.errors import BackendError, BundleError, ResourceError
+from edge_runtime.gates import Gates
+
+__all__ = ["PortableSession", "create_native", "foreign_errors", "open_portable"]
+
+WEIGHTS_FILE = "weights.bin"
+SEVERITY_ERROR = 3
+
+
+class PortableSession:
+    """Implements `Session` over the gated graph. Thread-safe: onnxruntime runs one session from many threads."""
+
+    name = "onnxruntime-portable"
+
+    def __init__(self, native: Any, bundle: Bundle, options: SessionOptions) -> None:
+        manifest = bundle.manifest
+        self._native = native
+        self._space = manifest.space
+        self._gate_input = manifest.gate_input
+        self.threads = options.threads
+        self.inputs: tuple[TensorSpec, ...] = manifest.inputs
+        self.outputs: tuple[TensorSpec, ...] = manifest.outputs
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def run(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
+        """Run one subnet on one batch; see `Session.run`."""
+        native = self._native
+        if native is None:
+            raise BackendError("the session is closed", hint="open the model again")
+        check_gates(self._space, gates)
+        check_inputs(self.inputs, inputs)
+        feeds = {**inputs, self._gate_input: np.array(gates.vector(), dtype=np.int64)}
+        with foreign_errors(f"subnet {gates} could not be run"):
+            values = native.run(self._output_names, feeds)
+        return dict(zip(self._output_names, values, strict=True))
+
+    def close(self) -> None:
+        """Drop the native session; see `Session.close`."""
+        self._native = None
+
+
+def open_portable(bundle: Bundle, options: SessionOptions) -> PortableSession:
+    """Check the graph, load it from memory, and compare what onnxruntime found with what the manifest says.
+
+    Raises:
+        BundleError: The graph is not allowed, is refused by onnxruntime, or differs from the manifest.
+        BackendError: onnxruntime is missing or lacks a provider.
+    """
+    check_graph(bundle)
+    native = create_native(bundle.model_bytes, bundle.weights, options)
+    manifest = bundle.manifest
+    found = {value.name for value in native.get_inputs()}
+    wanted = {spec.name for spec in manifest.inputs} | {manifest.gate_input}
+    if found != wanted or not {spec.name for spec in manifest.outputs} <= {v.name for v in native.get_outputs()}:
+        raise BundleError(
+            f"the graph takes {', '.join(sorted(found))}, the manifest says {', '.join(sorted(wanted))}",
+            hint="export the model again",
+        )
+    return PortableSession(native, bundle, options)
+
+
+def create_native(
+    model_bytes: bytes,
+    weights: bytes,
+    options: SessionOptions,
+    *,
+    profile_prefix: Path | None = None,
+    dump_to: Path | None = None,
+) -> Any:
+    """An onnxruntime session from bytes alone: no path of the model is ever given to the library, so it can open none.
+
+    `profile_prefix` and `dump_to` are our own paths that it writes its profile and its optimised graph to.
+    """
+    runtime = import_onnxruntime()
+    missing = [name for name in options.providers if name not in runtime.get_available_providers()]
+    if missing:
+        raise BackendError(
+            f"this onnxruntime has no {', '.join(missing)}",
+            hint=f"it has {', '.join(runtime.get_available_providers())}",
+        )
+    settings = _native_options(runtime, options)
+    if profile_prefix is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile_prefix)
+    if dump_to is not None:
+        settings.optimized_model_filepath = str(dump_to)
+    if weights and hasattr(settings, "add_external_initializers_from_files_in_memory"):
+        settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
+    elif weights:
+        model_bytes = _with_embedded_weights(model_bytes, weights)
+    with foreign_errors("onnxruntime refuses the graph", into=BundleError):
+        return runtime.InferenceSession(model_bytes, settings, providers=list(options.providers))
+
+
+def _native_options(runtime: Any, options: SessionOptions) -> Any:
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.log_severity_level = SEVERITY_ERROR
+    spin = "1" if options.spinning else "0"
+    settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
+    settings.add_session_config_entry("session.inter_op.allow_spinning", spin)
+    return settings
+
+
+def _with_embedded_weights(model_bytes: bytes, weights: bytes) -> bytes:
+    """The same model with its external tensors inside, for onnxruntime versions that take no external file from memory.
+
+    Only outer initializers refer to the weight file; `check_graph` has refused every other place.
+    """
+    import onnx
+
+    model = onnx.load_from_string(model_bytes)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            offset = int(where.get("offset", 0))
+            tensor.raw_data = weights[offset : offset + int(where["length"])]
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("external_data")
+    return bytes(model.SerializeToString())
+
+
+@contextmanager
+def foreign_errors(what: str, *, into: type[BackendError] | type[BundleError] = BackendError) -> Iterator[None]:
+    """Translate whatever onnxruntime raises; its exceptions share no base class below `Exception`."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(f"{what}: out of memory", hint="use a smaller batch or a smaller model") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:400]
+        hint = "export the model again, or update onnxruntime" if into is BundleError else "run 'nnf-edge verify'"
+        raise into(f"{what}: {text}", hint=hint) from error

@@ -1,0 +1,75 @@
+"""The latency model: what a subnet will take on this machine, as a sum of what its decisions take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.checks import fields, finite
+from edge_runtime.errors import UsageError
+from edge_runtime.gates import Gates, GateSpace
+
+__all__ = ["LatencyModel", "Method"]
+
+Method = Literal["kernels", "timing"]
+METHODS: tuple[Method, ...] = ("kernels", "timing")
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyModel:
+    """Predicted latency of every subnet of one bundle on one machine. Raises `UsageError` when built invalid."""
+
+    cost: AdditiveCost
+    """Median latency in milliseconds, already scaled to whole runs as the application makes them."""
+
+    p95_ratio: float
+    """95th percentile over median, 1 or more; what a budget on the p95 leaves for the median."""
+
+    method: Method
+    """`kernels`: from a profile of leaf kernels. `timing`: from whole runs alone, less exact."""
+
+    error: float
+    """Median relative error on the subnets that the scale was fitted to, 0 or more. Example: 0.02."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "p95_ratio", finite("p95_ratio", self.p95_ratio))
+        object.__setattr__(self, "error", finite("error", self.error))
+        if self.p95_ratio < 1 or self.error < 0:
+            raise UsageError(f"p95_ratio {self.p95_ratio} is below 1, or error {self.error} below 0")
+        if self.method not in METHODS:
+            raise UsageError(f"method {str(self.method)[:40]!r} is not one of {', '.join(METHODS)}")
+
+    @property
+    def p95_cost(self) -> AdditiveCost:
+        """The 95th percentile in milliseconds as an additive cost, for planning within a budget."""
+        rows = tuple(tuple(entry * self.p95_ratio for entry in row) for row in self.cost.entries)
+        return AdditiveCost(self.cost.space, self.cost.base * self.p95_ratio, rows)
+
+    def predict_ms(self, gates: Gates) -> float:
+        """Predicted median latency of one frame, milliseconds."""
+        return self.cost(gates)
+
+    def predict_p95_ms(self, gates: Gates) -> float:
+        """Predicted 95th percentile, milliseconds."""
+        return self.cost(gates) * self.p95_ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """The model as JSON types, without the gate space."""
+        return {
+            "base_ms": self.cost.base,
+            "entries_ms": [list(row) for row in self.cost.entries],
+            "p95_ratio": self.p95_ratio,
+            "method": self.method,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_json(cls, space: GateSpace, body: object) -> LatencyModel:
+        """Inverse of `to_json`. Raises `UsageError`, never another exception, whatever the body."""
+        values = fields("latency model", body, required=("base_ms", "entries_ms", "p95_ratio", "method", "error"))
+        rows = values["entries_ms"]
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise UsageError("entries_ms is not a list of lists")
+        cost = AdditiveCost(space, values["base_ms"], tuple(tuple(row) for row in rows))
+        return cls(cost, values["p95_ratio"], values["method"], values["error"])

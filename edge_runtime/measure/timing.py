@@ -1,0 +1,135 @@
+"""Timing: candidates interleaved in rounds of rotating order, raw samples kept.
+
+A shared or hot machine has slow and fast minutes; interleaving gives every candidate the same share of both. After each
+change of candidate one run is made and not recorded: it brings that subnet's weights back into the caches.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from edge_runtime import sense
+from edge_runtime.backends.base import Array, Session
+from edge_runtime.errors import UsageError
+from edge_runtime.gates import Gates
+from edge_runtime.objectives import Measurement
+
+__all__ = ["Candidate", "Clock", "measure", "measure_candidates"]
+
+Clock = Callable[[], int]
+"""Nanoseconds since some fixed moment; `time.perf_counter_ns`, or a fake session's own."""
+
+BURST = 4
+MAX_RUNS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One thing to time. Sessions may differ between candidates: that is how a subnet stands beside its oracle."""
+
+    session: Session
+    """Where it runs."""
+
+    inputs: Mapping[str, Array]
+    """One batch in the form of `session.inputs`."""
+
+    gates: Gates
+    """Which subnet; the default for a session without gates."""
+
+    def run(self) -> object:
+        """One run."""
+        return self.session.run(self.inputs, self.gates)
+
+
+def measure(
+    session: Session,
+    inputs: Mapping[str, Array],
+    vectors: Sequence[Gates],
+    *,
+    runs: int | None = None,
+    seconds: float | None = None,
+    seed: int,
+    clock_ns: Clock = time.perf_counter_ns,
+) -> list[Measurement]:
+    """Time subnets of one session, interleaved; one `Measurement` per vector, in their order.
+
+    Args:
+        session: The session that really serves frames.
+        inputs: One batch in the form of `session.inputs`.
+        vectors: The subnets, at least one.
+        runs: Recorded runs of each subnet, 1 or more.
+        seconds: Stop after the round in which this much time has passed, even if `runs` are not complete. At least one
+            of `runs` and `seconds` is given.
+        seed: Decides the order of the first round.
+        clock_ns: The clock, nanoseconds.
+
+    Raises:
+        UsageError: No vectors, or neither `runs` nor `seconds`.
+        BackendError: A run failed.
+    """
+    candidates = [Candidate(session, inputs, gates) for gates in vectors]
+    return measure_candidates(candidates, runs=runs, seconds=seconds, seed=seed, clock_ns=clock_ns)
+
+
+def measure_candidates(
+    candidates: Sequence[Candidate],
+    *,
+    runs: int | None = None,
+    seconds: float | None = None,
+    seed: int,
+    clock_ns: Clock = time.perf_counter_ns,
+) -> list[Measurement]:
+    """As `measure`, for candidates that may live in different sessions."""
+    _check_limits(candidates, runs, seconds)
+    wanted = MAX_RUNS if runs is None else runs
+    order = list(range(len(candidates)))
+    random.Random(seed).shuffle(order)
+    samples: list[list[int]] = [[] for _ in candidates]
+    warmups = [0] * len(candidates)
+    first_ns = [_timed(candidates[index], clock_ns) for index in range(len(candidates))]
+    deadline_ns = None if seconds is None else clock_ns() + int(seconds * 1e9)
+    while len(samples[0]) < wanted:
+        for index in order:
+            candidates[index].run()
+            warmups[index] += 1
+            for _ in range(min(BURST, wanted - len(samples[index]))):
+                samples[index].append(_timed(candidates[index], clock_ns))
+        order = order[1:] + order[:1]
+        if deadline_ns is not None and clock_ns() >= deadline_ns:
+            break
+    taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    peak = sense.process_memory().peak_bytes
+    return [
+        Measurement(
+            gates=candidate.gates,
+            latencies_ns=tuple(samples[index]),
+            warmups=warmups[index] + 1,
+            first_ns=first_ns[index],
+            threads=candidate.session.threads,
+            backend=candidate.session.name,
+            peak_bytes=None if isinstance(peak, sense.Unknown) else peak,
+            taken_at=taken_at,
+        )
+        for index, candidate in enumerate(candidates)
+    ]
+
+
+def _timed(candidate: Candidate, clock_ns: Clock) -> int:
+    start = clock_ns()
+    candidate.run()
+    return clock_ns() - start
+
+
+def _check_limits(candidates: Sequence[Candidate], runs: int | None, seconds: float | None) -> None:
+    if not candidates:
+        raise UsageError("there is nothing to measure", hint="give at least one gate vector")
+    if runs is None and seconds is None:
+        raise UsageError("a measurement needs an end", hint="give runs, seconds, or both")
+    if runs is not None and not 1 <= runs <= MAX_RUNS:
+        raise UsageError(f"{runs} runs cannot be made", hint=f"give 1 to {MAX_RUNS}")
+    if seconds is not None and not 0 < seconds < 1e6:
+        raise UsageError(f"{seconds} seconds cannot be measured", hint="give more than 0")
