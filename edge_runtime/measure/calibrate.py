@@ -33,6 +33,8 @@ CHECK_RUNS = 28
 RIDGE = 1.0
 """Weight of the ridge penalty, in vectors; chosen on a 16-group network under load (see `_fit_by_timing`)."""
 MAX_REPEATS = 3
+MAX_P95_RATIO = 3.0
+"""Above it the machine was disturbed while it was calibrated; planning with it would call every subnet too slow."""
 
 
 def calibrate(
@@ -70,7 +72,7 @@ def calibrate(
         profile = profile_kernels(bundle, options, inputs, vectors, rounds=PROFILE_ROUNDS, scratch=scratch)
         raw = _table_of(space, profile)
     else:
-        # Thread time leaves out the moments in which other programs had the CPU; wall time fits nothing on a busy machine.
+        # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
         timer = _Timer(session, inputs, clock_ns or time.thread_time_ns)
         raw = _fit_by_timing(timer, space, seed=seed, seconds=seconds)
     subnets = _check_subnets(raw, seed)
@@ -148,7 +150,7 @@ def _scaled(raw: AdditiveCost, measured: Sequence[Measurement], method: Method) 
     pooled = sorted(latency / (m.p50_ms * 1e6) for m in measured for latency in m.latencies_ns)
     rows = tuple(tuple(entry * scale for entry in row) for row in raw.entries)
     cost = AdditiveCost(raw.space, raw.base * scale, rows)
-    return LatencyModel(cost, max(1.0, percentile(pooled, 95)), method, error)
+    return LatencyModel(cost, min(MAX_P95_RATIO, max(1.0, percentile(pooled, 95))), method, error)
 
 
 @dataclass(frozen=True, slots=True)
