@@ -7,14 +7,14 @@ somewhere else can be wrong, but it cannot run code.
 from __future__ import annotations
 
 import io
-import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from builder.atomic import write_atomically
+from builder.files import write_atomically
 from edge_runtime.errors import StateError
 
 __all__ = ["load", "restore_rng", "rng_state", "save"]
@@ -35,10 +35,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path) -> dict[str, Any] | None:
     """What `save` wrote; None where there is no file. Raises `StateError` when the file is damaged or foreign."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # remarks on a foreign pickle's protocol, on the way to refusing it
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes the unpickler raise nearly anything
         raise StateError(f"checkpoint {path} cannot be read: {error}", hint=_HINT) from error
     if not isinstance(state, dict):
         raise StateError(f"checkpoint {path} holds a {type(state).__name__}, not a dict", hint=_HINT)

@@ -10,7 +10,6 @@ Source: Munyer et al. 2021, arXiv 2110.03072 (MIT). The images are read from whe
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from builder.atomic import write_atomically
+from builder.files import read_npz, write_atomically
 from edge_runtime.errors import InputError
 
 __all__ = ["CONDITIONS", "FILE_NAME", "SPLITS", "FodCrops", "load_crops", "split_frames"]
@@ -124,7 +123,7 @@ def load_crops(data: Path, *, size: int = 112, cache: Path | None = None) -> Fod
     kept = cache / f"fod_crops_{size}px.npz" if cache else None
     if kept is not None and (crops := _read_cache(kept)) is not None:
         return crops
-    arrays = _read(data / FILE_NAME)
+    arrays = read_npz(data / FILE_NAME, _KEYS, hint=f"point --data at the folder that holds {FILE_NAME}")
     frames = arrays["box_image"]
     crops = FodCrops(
         images=_cut_all(arrays, size),
@@ -143,17 +142,6 @@ def _index(names: Sequence[str], name: str, what: str) -> int:
     if name not in names:
         raise InputError(f"unknown {what} {name!r}", hint=f"it is one of {', '.join(names)}")
     return names.index(name)
-
-
-def _read(path: Path) -> Mapping[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in _KEYS}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"the FOD-A set cannot be read from {path}: {error}",
-            hint=f"point --data at the folder that holds {FILE_NAME}",
-        ) from error
 
 
 def _conditions(arrays: Mapping[str, np.ndarray]) -> npt.NDArray[np.uint8]:
@@ -187,11 +175,10 @@ def _cut(image: Image.Image, box: np.ndarray, size: int) -> np.ndarray:
 def _read_cache(path: Path) -> FodCrops | None:
     """The cached crops, or None where there are none or the file is damaged (it is made again then)."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in _CACHED}
+        arrays = read_npz(path, _CACHED, hint="")
         names = tuple(str(name) for name in arrays.pop("class_names"))
         return FodCrops(**arrays, class_names=names)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, InputError):
+    except InputError:
         return None
 
 

@@ -10,15 +10,16 @@ Architecture: Sandler et al. 2018, arXiv 1801.04381, table 2.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 from torch import Tensor, nn
 
+from builder.files import read_npz
 from edge_runtime.errors import InputError
 
 __all__ = ["MEAN", "STD", "InvertedResidual", "MobileNetV2", "load_folded", "recenter_batch_norms"]
@@ -134,23 +135,22 @@ def load_folded(model: MobileNetV2, path: Path) -> None:
     Raises `InputError` when the file is missing, unreadable or of another network.
     """
     layers = [module for module in model.modules() if isinstance(module, ConvNorm)]
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for index, layer in enumerate(layers):
-                name = f"{index:02d}_{'dw' if layer.conv.groups > 1 else 'conv'}"
-                _fill(layer, archive[f"{name}_w"].astype(np.float32), archive[f"{name}_b"].astype(np.float32))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"no folded MobileNetV2 1.0 weights in {path}: {error}",
-            hint="point --data at the folder that holds weights/mobilenet_v2_1.0_224_folded_f16.npz",
-        ) from error
+    names = [f"{i:02d}_{'dw' if layer.conv.groups > 1 else 'conv'}" for i, layer in enumerate(layers)]
+    hint = (
+        "these are the folded MobileNetV2 1.0 weights, weights/mobilenet_v2_1.0_224_folded_f16.npz of the data folder"
+    )
+    arrays = read_npz(path, [f"{name}_{part}" for name in names for part in "wb"], hint=hint)
+    for name, layer in zip(names, layers, strict=True):
+        _fill(layer, arrays[f"{name}_w"].astype(np.float32), arrays[f"{name}_b"].astype(np.float32), hint)
 
 
-def _fill(layer: ConvNorm, weight: np.ndarray, bias: np.ndarray) -> None:
+def _fill(layer: ConvNorm, weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], hint: str) -> None:
     depthwise = layer.conv.groups > 1
+    shape = layer.conv.weight.shape
+    stored = (1, *shape[2:], shape[0]) if depthwise else (shape[0], *shape[2:], shape[1])
+    if weight.shape != stored or bias.shape != shape[:1]:
+        raise InputError(f"a layer has weights of shape {weight.shape}, not {tuple(stored)}", hint=hint)
     kernel = torch.from_numpy(weight.transpose(3, 0, 1, 2) if depthwise else weight.transpose(0, 3, 1, 2))
-    if kernel.shape != layer.conv.weight.shape:
-        raise ValueError(f"a weight has shape {tuple(kernel.shape)}, expected {tuple(layer.conv.weight.shape)}")
     with torch.no_grad():
         layer.conv.weight.copy_(kernel)
         layer.bn.bias.copy_(torch.from_numpy(bias))

@@ -1,14 +1,30 @@
-"""Files that are either the old ones or the new ones, whatever happens while they are written."""
+"""Files of the builder: written so that they are either the old or the new ones, and arrays read from an .npz."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from edge_runtime.errors import StateError
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["write_atomically"]
+from edge_runtime.errors import InputError, StateError
+
+__all__ = ["read_npz", "write_atomically"]
+
+
+def read_npz(path: Path, keys: Iterable[str], *, hint: str) -> dict[str, npt.NDArray[Any]]:
+    """The named arrays of an .npz; raises `InputError` with `hint` when it is missing, damaged or lacks one."""
+    try:
+        # Opened here and not by numpy, which leaves the file open when it is not a zip.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in keys}
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read: {error}", hint=hint) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

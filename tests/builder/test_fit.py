@@ -1,0 +1,153 @@
+import math
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from builder import checkpoint  # noqa: E402
+from builder.fit import FitConfig, accuracy, fit, logits_of  # noqa: E402
+from builder.images import Augmentation, ImageSet, epoch_batches  # noqa: E402
+from builder.runlog import RunLog  # noqa: E402
+from edge_runtime.errors import InputError, StateError, UsageError  # noqa: E402
+
+pytestmark = pytest.mark.builder
+
+
+def coloured(count, seed=0):
+    """Noise that is brighter in the channel of its label: learnt in a few steps."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, count)
+    images = rng.integers(0, 120, (count, 16, 16, 3))
+    images[np.arange(count), :, :, labels] += 100
+    return ImageSet(images.astype(np.uint8), labels, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def config(**changes):
+    return FitConfig(
+        **({"epochs": 3, "batch_size": 16, "learning_rate": 0.02, "augmentation": Augmentation()} | changes)
+    )
+
+
+def test_a_fit_learns():
+    model, log = network(), RunLog()
+    figures = fit(model, coloured(128), config(epochs=6), log=log)
+    assert accuracy(model, coloured(64, seed=1)) > 0.9
+    assert figures["steps"] == 48
+    assert not model.training
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_run_that_is_cut_anywhere_ends_with_the_same_bits(tmp_path, monkeypatch, ema_decay):
+    settings = config(ema_decay=ema_decay)
+    whole = network()
+    fit(whole, coloured(70), settings, log=RunLog())
+
+    class PowerCutError(Exception):
+        pass
+
+    save, saves = checkpoint.save, []
+
+    def save_and_die(path, state):
+        save(path, state)
+        saves.append(state["step"])
+        if state["step"] % 3 == 0:
+            raise PowerCutError
+
+    monkeypatch.setattr(checkpoint, "save", save_and_die)
+    for _ in range(20):
+        resumed = network()
+        try:
+            kept = tmp_path / "fit.pt"
+            fit(resumed, coloured(70), settings, log=RunLog(), checkpoint_path=kept, checkpoint_every_s=0.0)
+            break
+        except PowerCutError:
+            torch.manual_seed(99)
+    else:
+        pytest.fail("the run never ended")
+    assert len(saves) > 3
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    kept = tmp_path / "fit.pt"
+    fit(network(), coloured(32), config(epochs=1), log=RunLog(), checkpoint_path=kept)
+    with pytest.raises(StateError, match="other settings"):
+        fit(network(), coloured(32), config(epochs=2), log=RunLog(), checkpoint_path=kept)
+
+
+def test_a_finished_checkpoint_gives_the_trained_network_at_once(tmp_path):
+    kept, first, again = tmp_path / "fit.pt", network(), network()
+    fit(first, coloured(32), config(epochs=1), log=RunLog(), checkpoint_path=kept)
+    fit(again, coloured(32), config(epochs=1), log=RunLog(), checkpoint_path=kept)
+    assert torch.equal(logits_of(first, coloured(8)), logits_of(again, coloured(8)))
+
+
+def test_the_validation_accuracy_is_logged_per_epoch(tmp_path):
+    with RunLog(tmp_path / "log.jsonl") as log:
+        fit(network(), coloured(32), config(epochs=2, ema_decay=0.5), log=log, validation=coloured(16))
+    assert (tmp_path / "log.jsonl").read_text().count("validation_accuracy") == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"epochs": 0}, {"learning_rate": math.nan}, {"ema_decay": 1.0}, {"label_smoothing": 1.0}, {"batch_size": 1}],
+)
+def test_settings_that_cannot_be_meant_are_refused(changes):
+    with pytest.raises(UsageError):
+        config(**changes)
+
+
+def test_batches_depend_on_seed_and_epoch_alone():
+    def batches(**changes):
+        arguments = {"seed": 1, "epoch": 2, "augmentation": Augmentation()} | changes
+        return [inputs for inputs, _ in epoch_batches(coloured(40), 16, **arguments)]
+
+    assert all(torch.equal(a, b) for a, b in zip(batches(), batches(), strict=True))
+    assert torch.equal(batches(first=1)[0], batches()[1])
+    assert not torch.equal(batches()[0], batches(epoch=3)[0])
+
+
+def test_augmentation_without_any_change_is_the_identity():
+    still = Augmentation(rotate_degrees=0, zoom=0, shift=0, flip=False, brightness=0)
+    pixels = coloured(4).pixels(slice(0, 4))
+    assert torch.allclose(still.apply(pixels, np.random.default_rng(0)), pixels, atol=1e-5)
+
+
+def test_augmentation_stays_in_range():
+    pixels = coloured(8).pixels(slice(0, 8))
+    changed = Augmentation(brightness=0.9, zoom=0.5).apply(pixels, np.random.default_rng(0))
+    assert changed.shape == pixels.shape
+    assert 0 <= changed.min() <= changed.max() <= 1
+
+
+@pytest.mark.parametrize("changes", [{"zoom": 1.0}, {"rotate_degrees": 200}, {"shift": -0.1}])
+def test_an_augmentation_that_cannot_be_meant_is_refused(changes):
+    with pytest.raises(InputError):
+        Augmentation(**changes)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 8, 8, 3), np.float32), np.zeros(2, np.int64)),
+        (np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.int64)),
+        (np.zeros((2, 8, 8, 3), np.uint8), np.zeros(3, np.int64)),
+        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int64)),
+    ],
+)
+def test_an_image_set_that_does_not_fit_together_is_refused(images, labels):
+    with pytest.raises(InputError):
+        ImageSet(images, labels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
