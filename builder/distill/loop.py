@@ -25,8 +25,8 @@ __all__ = ["Batch", "BatchSource", "LoopConfig", "run_loop"]
 Batch = tuple[Tensor, Tensor | None]
 """Preprocessed images float32 [N, C, H, W] and their labels int64 [N], None where unlabelled."""
 
-BatchSource = Callable[[int], Iterable[Batch]]
-"""Epoch number to that epoch's batches; the same number gives the same batches."""
+BatchSource = Callable[[int, int], Iterable[Batch]]
+"""Epoch and number of its first batch to the rest of that epoch's batches; the same numbers give the same batches."""
 
 CHECKPOINT_EVERY_S = 20.0
 WARMUP_STEPS = 20
@@ -87,7 +87,7 @@ def run_loop(
     with log.progress(name, config.steps, done=done) as bar:
         while done < config.steps:
             epoch, first = divmod(done, config.steps_per_epoch)
-            for batch in islice(source(epoch), first, config.steps_per_epoch):
+            for batch in islice(source(epoch, first), config.steps_per_epoch - first):
                 _set_rate(optimizer, config, done)
                 optimizer.zero_grad(set_to_none=True)
                 losses.append(step(batch, done / config.steps))

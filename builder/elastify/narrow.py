@@ -40,9 +40,7 @@ def _importance(unit: fx.GraphModule, width: InnerWidth, power: dict[str, torch.
     return total.sqrt()
 
 
-def _input_power(
-    unit: fx.GraphModule, consumers: set[str], inputs: Iterable[torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _input_power(unit: fx.GraphModule, consumers: set[str], inputs: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Mean square of each input channel of the named convolutions."""
     sums: dict[str, torch.Tensor] = {}
     batches = 0

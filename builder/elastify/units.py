@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import fx, nn
 
@@ -46,7 +47,7 @@ class Segment:
 def find_segments(traced: fx.GraphModule) -> list[Segment]:
     """Split a graph from `trace` into fixed pieces and units, in order, input first."""
     cuts = _cuts(traced.graph)
-    steps = [(entry, _between(traced.graph, entry, cut)) for entry, cut in zip(cuts, cuts[1:], strict=False)]
+    steps = [(entry, _between(traced.graph, entry, cut)) for entry, cut in pairwise(cuts)]
     return [_segment(traced, *piece) for piece in _group(traced, steps)]
 
 

@@ -1,7 +1,7 @@
-"""From a trained supernet to a bundle: lower torch to ONNX, wrap decisions in `If`, pack, and prove that it is the same.
+"""From a trained supernet to a bundle: lower torch to ONNX, wrap decisions in `If`, pack, prove that it is the same.
 
-`writer` holds nodes and weights; `lower` translates one traced module; `gated` builds the whole graph, `static` a plain
-one; `parity` compares with torch through the runtime's own backend; `pack` writes the bundle.
+`writer` holds nodes and weights; `lower` translates one traced module; `gated` builds the whole graph, `static` a
+plain one; `parity` compares with torch through the runtime's own backend; `pack` writes the bundle.
 """
 
 from builder.export.gated import GatedGraph, gated_graph

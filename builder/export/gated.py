@@ -47,7 +47,9 @@ class _Gated:
     def build(self) -> GatedGraph:
         writer, segments = self._writer, self._supernet.segments
         for index in range(len(self._supernet.units)):
-            writer.node("Gather", ["gates", writer.scalar(index)], f"gather_{index}", {"axis": 0}, output=f"gate_{index}")
+            writer.node(
+                "Gather", ["gates", writer.scalar(index)], f"gather_{index}", {"axis": 0}, output=f"gate_{index}"
+            )
         x, index = "image", 0
         while index < len(segments):
             unit = self._supernet.unit_of.get(index)
@@ -67,32 +69,31 @@ class _Gated:
         return GatedGraph(model.SerializeToString(deterministic=True), bytes(writer.weights))
 
     def _decide(self, unit: int, x: str) -> str:
+        """The decision point of a unit, or the outer one of the window that starts there."""
         group = self._supernet.space.groups[unit]
-        own = [value for value, span in enumerate(group.spans) if span == 1]
         merged = [value for value, span in enumerate(group.spans) if span > 1]
         if not merged:
-            return self._choose(unit, own, x)
-        last = unit + group.window - 1
-        shape = self._supernet.segments[self._supernet.units[last].segment].out_shape
+            return self._choose(unit, x)
+        shape = self._out_shape(unit + group.window - 1)
         name = f"window_{unit}"
-
-        def units(value: str) -> str:
-            for index in range(unit, last + 1):
-                own_here = [v for v, span in enumerate(self._supernet.space.groups[index].spans) if span == 1]
-                value = self._choose(index, own_here, value)
-            return value
-
         condition = self._writer.node("Less", [f"gate_{unit}", self._writer.scalar(merged[0])], f"{name}_test")
-        then = self._branch(f"{name}_units", shape, lambda: units(x))
+        then = self._branch(f"{name}_units", shape, lambda: self._chain(unit, group.window, x))
         other = self._branch(f"{name}_merged", shape, lambda: self._tree(unit, merged, x, f"{name}_tree"))
         return self._writer.node("If", [condition], name, {"then_branch": then, "else_branch": other})
 
-    def _choose(self, unit: int, values: Sequence[int], x: str) -> str:
-        """The decision point of one unit: the original first, then a tree over the other alternatives."""
+    def _chain(self, first: int, count: int, x: str) -> str:
+        """The units of a window one behind the other, each with its own decision point."""
+        for unit in range(first, first + count):
+            x = self._choose(unit, x)
+        return x
+
+    def _choose(self, unit: int, x: str) -> str:
+        """The decision point of one unit: the original first, then a tree over its other unmerged alternatives."""
         name = f"group_{unit}"
+        values = [value for value, span in enumerate(self._supernet.space.groups[unit].spans) if span == 1]
         if len(values) == 1:
             return self._alternative(unit, values[0], x)
-        shape = self._supernet.segments[self._supernet.units[unit].segment].out_shape
+        shape = self._out_shape(unit)
         condition = self._writer.node("Equal", [f"gate_{unit}", self._writer.scalar(values[0])], f"{name}_test")
         then = self._branch(f"{name}_{values[0]}", shape, lambda: self._alternative(unit, values[0], x))
         other = self._branch(f"{name}_rest", shape, lambda: self._tree(unit, values[1:], x, f"{name}_tree"))
@@ -103,13 +104,15 @@ class _Gated:
         if len(values) == 1:
             return self._alternative(unit, values[0], x)
         half = len(values) // 2
-        group = self._supernet.space.groups[unit]
-        exit_unit = unit + group.spans[values[0]] - 1
-        shape = self._supernet.segments[self._supernet.units[exit_unit].segment].out_shape
+        shape = self._out_shape(unit + self._supernet.space.groups[unit].spans[values[0]] - 1)
         condition = self._writer.node("Less", [f"gate_{unit}", self._writer.scalar(values[half])], f"{name}_test")
         then = self._branch(f"{name}_low", shape, lambda: self._tree(unit, values[:half], x, name))
         other = self._branch(f"{name}_high", shape, lambda: self._tree(unit, values[half:], x, name))
-        return self._writer.node("If", [condition], f"{name}_{values[half]}", {"then_branch": then, "else_branch": other})
+        branches = {"then_branch": then, "else_branch": other}
+        return self._writer.node("If", [condition], f"{name}_{values[half]}", branches)
+
+    def _out_shape(self, unit: int) -> tuple[int, ...]:
+        return self._supernet.segments[self._supernet.units[unit].segment].out_shape
 
     def _branch(self, name: str, shape: Sequence[int], body: Callable[[], str]) -> onnx.GraphProto:
         self._writer.open_branch()

@@ -142,14 +142,20 @@ class _Lowering:
         }
         if isinstance(pool, nn.AvgPool2d):
             attributes["count_include_pad"] = int(pool.count_include_pad)
-        return self._emit("MaxPool" if isinstance(pool, nn.MaxPool2d) else "AveragePool", [self._input(node)], node, attributes)
+        return self._emit(
+            "MaxPool" if isinstance(pool, nn.MaxPool2d) else "AveragePool", [self._input(node)], node, attributes
+        )
 
     def global_pool(self, node: fx.Node, _: object = None) -> str:
         out = self._emit("GlobalAveragePool", [self._input(node)], node)
         shape, source = shape_of(node), shape_of(node.all_input_nodes[0])
         if len(source) != 4 or shape not in ((*source[:2], 1, 1), source[:2]):
             raise BuildError(f"{node.name!r} averages {source} to {shape}; only global pooling can be exported yet")
-        return out if len(shape) == 4 else self._writer.node("Flatten", [out], f"{self._prefix}.{node.name}.flat", {"axis": 1})
+        return (
+            out
+            if len(shape) == 4
+            else self._writer.node("Flatten", [out], f"{self._prefix}.{node.name}.flat", {"axis": 1})
+        )
 
     def flatten(self, node: fx.Node, _: object = None) -> str:
         if len(shape_of(node)) != 2:

@@ -19,7 +19,7 @@ WEIGHTS_FILE = "weights.bin"
 
 
 class GraphWriter:
-    """Collects nodes into the innermost open scope and initializers into the outer graph, where all branches see them."""
+    """Collects nodes into the innermost open scope, and initializers into the outer graph that all branches see."""
 
     def __init__(self, *, external: bool = True) -> None:
         self.weights = bytearray()
@@ -39,7 +39,7 @@ class GraphWriter:
     def initializer(self, name: str, values: npt.NDArray[Any]) -> str:
         """Store a tensor once under `name` and give the name back."""
         if name not in self._initializers:
-            self._initializers[name] = self._tensor(name, np.ascontiguousarray(values))
+            self._initializers[name] = self._tensor(name, np.asarray(values, order="C"))
             self._names.add(name)
         return name
 
