@@ -2,8 +2,8 @@
 
 `main` parses, runs one verb and turns every ending into an exit code: 0 ok; 1 failed; 2 usage; 3 measured, but a budget
 was not met; 4 bundle invalid or refused; 5 device or runtime incompatible; 6 refused by a resource limit; 74 input or
-output; 130, 141, 143 interrupted, reader gone, terminated. An error is one line on stderr that says what is wrong, and one
-that says what to do. ``--debug`` shows the traceback. Parsing imports neither numpy nor any inference library.
+output; 130, 141, 143 interrupted, reader gone, terminated. An error is one line on stderr that says what is wrong, and
+one that says what to do. ``--debug`` shows the traceback. Parsing imports neither numpy nor any inference library.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Sequence
@@ -28,14 +29,26 @@ __all__ = ["main"]
 _VERBS = (demo, inspect, verify, benchmark, adapt)
 _INTERRUPTED, _READER_GONE, _TERMINATED = 130, 141, 143
 
-_EPILOG = """\
-start here:   nnf-edge demo
-your model:   nnf-edge inspect MODEL.nnf
-              nnf-edge benchmark MODEL.nnf --budget-ms 33
-              nnf-edge adapt MODEL.nnf --data FOLDER --budget 33
+_HELP_WIDTH = 79
+_PAGE = """\
+usage: nnf-edge VERB ...          nnf-edge VERB --help for one of them
 
-exit codes:   0 ok, 1 failed, 2 usage, 3 budget not met, 4 bundle refused, 5 runtime
-              or device incompatible, 6 resource limit, 74 input/output, 130/143 interrupted
+One model file, many speeds: measure, adapt and watch a bundle on this machine.
+
+{verbs}
+
+start here
+  nnf-edge demo
+
+your own model
+  nnf-edge inspect MODEL.nnf
+  nnf-edge benchmark MODEL.nnf --budget-ms 33
+  nnf-edge adapt MODEL.nnf --data FOLDER --budget 33
+
+exit codes
+  0 ok   1 failed   2 usage   3 measured, but the budget is not met
+  4 bundle refused   5 device or runtime incompatible   6 resource limit
+  74 input or output   130, 141, 143 interrupted
 """
 
 
@@ -63,9 +76,7 @@ def _run(words: list[str]) -> int:
     if arguments.verb is None:
         _parser().print_help()
         return 0
-    console = Console.standard(
-        silent=arguments.json == "-", quiet=arguments.quiet, no_colour=arguments.no_color
-    )
+    console = Console.standard(silent=arguments.json == "-", quiet=arguments.quiet, no_colour=arguments.no_color)
     arguments.command = words
     code: int = arguments.run(arguments, console)
     console.clear_progress()
@@ -73,32 +84,36 @@ def _run(words: list[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors in our form."""
+    """argparse, with its errors in our form and one page of its own."""
+
+    page = ""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see {self.prog} --help")
 
+    def format_help(self) -> str:
+        return self.page or super().format_help()
+
 
 def _parser() -> _Parser:
-    parser = _Parser(
-        prog="nnf-edge",
-        description="One model file, many speeds: measure, adapt and watch a bundle on this machine.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = _Parser(prog="nnf-edge", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"nnf-edge {versions().get('nnf-edge', 'unknown')}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    lines = []
     for verb in _VERBS:
-        summary, _, detail = (verb.__doc__ or "").partition("\n\n")
+        name = verb.__name__.rpartition(".")[2]
+        paragraphs = [textwrap.fill(text, _HELP_WIDTH) for text in (verb.__doc__ or "").strip().split("\n\n")]
         sub = verbs.add_parser(
-            verb.__name__.rpartition(".")[2],
-            help=summary,
-            description=f"{summary}\n\n{detail}".strip(),
+            name,
+            description="\n\n".join(paragraphs),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         verb.add_arguments(sub)
         _add_common(sub)
         sub.set_defaults(run=verb.run)
+        lines.append(f"  {name:<10} {paragraphs[0].rstrip('.').lower()}")
+    parser.page = _PAGE.format(verbs="\n".join(lines))
     return parser
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, TextIO
 
@@ -28,6 +30,7 @@ _CODES: Mapping[Style, str] = {
 }
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _REDRAW_S = 0.1
+_TICK_S = 0.5
 
 
 @dataclass(slots=True)
@@ -100,6 +103,26 @@ class Console:
         text = f"  {label}{share}"[:79]
         print("\r" + text.ljust(self._progress_width), end="", file=self.err, flush=True)
         self._progress_width = len(text)
+
+    @contextmanager
+    def timer(self, label: str, seconds: float) -> Iterator[None]:
+        """While the block runs, draw progress towards `seconds` from a thread that wakes twice a second."""
+        done, start = threading.Event(), time.perf_counter()
+
+        def tick() -> None:
+            while not done.wait(_TICK_S):
+                self.progress(label, min(1.0, (time.perf_counter() - start) / seconds))
+
+        thread = threading.Thread(target=tick, name="nnf-edge-progress", daemon=True)
+        if not self.quiet and self.err.isatty():
+            thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if thread.ident is not None:
+                thread.join()
+            self.clear_progress()
 
     def clear_progress(self) -> None:
         """Take the progress line away before something else is printed."""

@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def document(kind: str, result: Mapping[str, Any], device: Mapping[str, Any], command: list[str]) -> dict[str, Any]:
-    """The envelope around `result`. `kind` is the verb; the number after it changes when a field changes its meaning."""
+    """The envelope around `result`. `kind` is the verb; its number changes when a field changes its meaning."""
     return {
         "schema": f"nnf-edge/{kind}/1",
         "written_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""show what is in a bundle, without opening the graph
+"""Show what is in a bundle, without opening the graph.
 
 Reads the bundle and checks every hash; loads no native library, so it is safe on a file that you do not trust and works
 on a machine without onnxruntime.
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Read the bundle and print it."""
     bundle = Bundle.read(arguments.bundle)
-    for line in _summary(bundle, console) + [""] + _gate_table(bundle.manifest, console):
+    for line in [*_summary(bundle, console), "", *_gate_table(bundle.manifest, console)]:
         console.line(line)
     if arguments.json:
         device = {"machine": platform.machine(), "kernel": platform.release()}
@@ -94,7 +94,12 @@ def _summary(bundle: Bundle, console: Console) -> list[str]:
 
 
 def _gate_table(manifest: Manifest, console: Console) -> list[str]:
-    columns = [Column("#"), Column("gate", "left"), Column("kind", "left"), Column("value, meaning, prior loss", "left")]
+    columns = [
+        Column("#"),
+        Column("gate", "left"),
+        Column("kind", "left"),
+        Column("value, meaning, prior loss", "left"),
+    ]
     rows: list[list[str]] = []
     for index, (group, prior) in enumerate(zip(manifest.space.groups, manifest.prior, strict=True)):
         head = [str(index), shorten(group.name, 18), group.kind]

@@ -1,7 +1,7 @@
 """A busy neighbour on purpose: worker processes that take CPU time, bounded in number and in life, and always reaped.
 
-Three things end a worker: leaving the context manager (on Ctrl-C and SIGTERM too), its own time limit, and the end of its
-parent, which it looks for many times a second. So not even ``kill -9`` of the demo leaves one behind for long.
+Three things end a worker: leaving the context manager (on Ctrl-C and SIGTERM too), its own time limit, and the end of
+its parent, which it looks for many times a second. So not even ``kill -9`` of the demo leaves one behind for long.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
 
-__all__ = ["MAX_WORKERS", "Pressure", "confine"]
+__all__ = ["MAX_WORKERS", "Pressure", "confined"]
 
 MAX_WORKERS: Final = 16
 
@@ -76,13 +78,19 @@ class Pressure:
         self.stop()
 
 
-def confine(cores: int) -> set[int]:
+@contextmanager
+def confined(cores: int) -> Iterator[int]:
     """Keep this process and its children on at most `cores` of its CPUs, so that a few workers make a big machine busy.
 
-    Returns the CPUs it may use from now on; all of them, unchanged, where the system does not know affinity.
+    Yields how many CPUs that are; where the system does not know affinity nothing is confined.
     """
     if not hasattr(os, "sched_setaffinity"):
-        return set(range(os.cpu_count() or 1))
-    allowed = sorted(os.sched_getaffinity(0))[-cores:]
-    os.sched_setaffinity(0, allowed)
-    return set(allowed)
+        yield os.cpu_count() or 1
+        return
+    before = os.sched_getaffinity(0)
+    kept = sorted(before)[-cores:]
+    os.sched_setaffinity(0, kept)
+    try:
+        yield len(kept)
+    finally:
+        os.sched_setaffinity(0, before)

@@ -1,4 +1,4 @@
-"""check a bundle: every hash, the manifest, and the graph itself
+"""Check a bundle: every hash, the manifest, and the graph itself.
 
 Says ok only when the runtime would load it: the files are those of the manifest, the graph uses nothing but the
 operators and the weight file that a bundle may, and its inputs and outputs are the manifest's.

@@ -59,7 +59,9 @@ def test_wheel_holds_profiles_and_assets_and_nothing_of_the_workshop(wheel: Path
 
 
 def test_shipped_profiles_are_found_without_the_repository(unpacked: Path) -> None:
-    ran = _run_from(unpacked, "from edge_runtime.profiles import load_profile; print(load_profile('generic-x86_64').name)")
+    ran = _run_from(
+        unpacked, "from edge_runtime.profiles import load_profile; print(load_profile('generic-x86_64').name)"
+    )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip() == "generic-x86_64"
 

@@ -1,0 +1,246 @@
+"""Measure how long the subnets of a bundle take on this machine.
+
+Subnets are interleaved, so that slow and fast minutes of the machine hit all of them alike. A percentile is shown only
+when there were enough runs to state it (p90 64, p95 130, p99 662). Times are of one frame at batch 1 without
+preprocessing; loading and first runs are shown apart. Only one benchmark runs on a machine at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edge_runtime.cli.assets import demo_bundle
+from edge_runtime.cli.console import Console, Style
+from edge_runtime.cli.device import device_line, read_device
+from edge_runtime.cli.documents import document, write_document
+from edge_runtime.cli.tables import Column, render_table, shorten
+from edge_runtime.errors import UsageError
+from edge_runtime.objectives import RUNS_NEEDED, Budget, Measurement, percentile
+
+if TYPE_CHECKING:
+    from edge_runtime.backends import Session, SessionOptions
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.gates import Gates, GateSpace
+    from edge_runtime.state import StateDir
+
+__all__ = ["add_arguments", "run"]
+
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+_MAX_SUBNETS = 64
+_PERCENTILES = (50, 90, 95, 99)
+_RUNS = 700  # a little more than the p99 needs
+_BUDGET_NOT_MET = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What opening the session cost."""
+
+    init_ms: float
+    first_run_ms: float
+    added_bytes: int | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the verb."""
+    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="a .nnf file or directory (default: the demo's)")
+    parser.add_argument(
+        "--subnets",
+        metavar="LIST",
+        default="auto",
+        help="gates or 'full', joined by commas; 'all'; or 'auto' (default): full, fastest, and between them the "
+        "least damaged at 90, 80 .. 40%% of the time",
+    )
+    parser.add_argument("--budget-ms", metavar="MS", type=float, help="exit 3 when no measured p95 is within it")
+    parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads of an operator (default 1)")
+    parser.add_argument("--seconds", metavar="S", type=float, default=20.0, help="stop after this time (default 20)")
+    parser.add_argument("--runs", metavar="N", type=int, default=_RUNS, help=f"runs of each subnet (default {_RUNS})")
+    parser.add_argument("--state-dir", metavar="DIR", help="where profiles are written meanwhile (default: per user)")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of inputs and order (default 0)")
+
+
+def run(arguments: argparse.Namespace, console: Console) -> int:
+    """Load, choose, measure, print. Returns 3 when a budget was given and no measured subnet meets it."""
+    budget = Budget(latency_ms=arguments.budget_ms)
+    from edge_runtime.backends import SessionOptions
+    from edge_runtime.bundle import Bundle
+    from edge_runtime.state import StateDir, machine_lock
+
+    bundle = Bundle.read(arguments.bundle or demo_bundle())
+    options = SessionOptions(threads=arguments.threads)
+    state = StateDir.open(arguments.state_dir)
+    subnets = _named(arguments.subnets, bundle.manifest.space)
+    with machine_lock("nnf-edge benchmark"):
+        device = read_device()
+        console.line(console.paint(f"{bundle.manifest.name} on {device_line(device, options.threads)}", "bold"))
+        session, load = _open(bundle, options)
+        try:
+            if not subnets:
+                console.progress("learning what each gate costs here")
+                subnets = _promising(bundle, session, options, state, arguments.seed)
+            measured = _measure(arguments, session, list(subnets.values()), console)
+        finally:
+            session.close()
+    met = _fits(measured, budget)
+    _print(console, list(subnets), measured, load, budget)
+    busy = device["load_1min"]
+    if isinstance(busy, float) and busy > float(device["cores"]):
+        console.note(f"other work was running (load {busy} on {device['cores']} cores): these times are too high")
+    if arguments.json:
+        result = _result(bundle, options, list(subnets), measured, load, budget)
+        write_document(arguments.json, document("benchmark", result, device, arguments.command))
+    if not any(met):
+        console.note(f"nnf-edge: no measured subnet has a p95 within {budget}")
+        return _BUDGET_NOT_MET
+    return 0
+
+
+def _open(bundle: Bundle, options: SessionOptions) -> tuple[Session, _Load]:
+    from edge_runtime import sense
+    from edge_runtime.backends import open_session
+    from edge_runtime.backends.base import random_inputs
+
+    before = sense.process_memory().rss_bytes
+    start = time.perf_counter_ns()
+    session = open_session(bundle, options)
+    opened = time.perf_counter_ns()
+    inputs = random_inputs(session.inputs, seed=0)
+    began = time.perf_counter_ns()
+    session.run(inputs, bundle.manifest.space.default)
+    ended = time.perf_counter_ns()
+    after = sense.process_memory().rss_bytes
+    added = after - before if isinstance(after, int) and isinstance(before, int) else None
+    return session, _Load((opened - start) / 1e6, (ended - began) / 1e6, added)
+
+
+def _named(text: str, space: GateSpace) -> dict[str, Gates]:
+    """The subnets that ``--subnets`` names, by the name that the table gives them; nothing for ``auto``."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if words == ["auto"]:
+        return {}
+    if words == ["all"]:
+        if space.size() > _MAX_SUBNETS:
+            raise UsageError(f"this bundle has {space.size():,} subnets", hint=f"'all' measures up to {_MAX_SUBNETS}")
+        return {str(number): gates for number, gates in enumerate(space.enumerate(), 1)}
+    if not 1 <= len(words) <= _MAX_SUBNETS:
+        raise UsageError(f"--subnets names {len(words)} subnets", hint=f"name 1 to {_MAX_SUBNETS}, joined by commas")
+    return {"full" if word == "full" else str(number): space.parse(word) for number, word in enumerate(words, 1)}
+
+
+def _promising(
+    bundle: Bundle, session: Session, options: SessionOptions, state: StateDir, seed: int
+) -> dict[str, Gates]:
+    """Full, fastest, and for each share of the full subnet's predicted latency the one with the least prior loss."""
+    from edge_runtime.additive import AdditiveCost, Plan, fastest
+    from edge_runtime.measure import calibrate
+
+    space = bundle.manifest.space
+    with state.scratch() as scratch:
+        model = calibrate(bundle, session, options, seed=seed, scratch=scratch, seconds=2.0)
+    damage = AdditiveCost.damage(space, bundle.manifest.prior)
+    quickest = fastest(model.cost)
+    chosen: dict[str, Gates] = {"full": space.default}
+    for share in _SHARES:
+        plan = Plan(model.cost, damage, share * model.predict_ms(space.default))
+        if plan.feasible and plan.best() not in (*chosen.values(), quickest):
+            chosen[f"<= {share:.0%}"] = plan.best()
+    return chosen if quickest in chosen.values() else {**chosen, "fastest": quickest}
+
+
+def _measure(
+    arguments: argparse.Namespace, session: Session, subnets: Sequence[Gates], console: Console
+) -> list[Measurement]:
+    from edge_runtime.backends.base import random_inputs
+    from edge_runtime.measure import measure
+
+    inputs = random_inputs(session.inputs, seed=arguments.seed)
+    with console.timer(f"measuring {len(subnets)} subnets", arguments.seconds):
+        return measure(session, inputs, subnets, runs=arguments.runs, seconds=arguments.seconds, seed=arguments.seed)
+
+
+def _fits(measured: Sequence[Measurement], budget: Budget) -> list[bool]:
+    """Whether each subnet's p95 is within the budget; one that cannot be stated is not."""
+    stated = [one.percentile_ms(95) for one in measured]
+    return [budget.latency_ms is None or (p95 is not None and p95 <= budget.latency_ms) for p95 in stated]
+
+
+def _print(
+    console: Console, names: Sequence[str], measured: Sequence[Measurement], load: _Load, budget: Budget
+) -> None:
+    added = "" if load.added_bytes is None else f" (+{load.added_bytes / 2**20:.1f} MiB)"
+    peak = measured[-1].peak_bytes
+    console.line(
+        f"loaded in {load.init_ms:.0f} ms{added}, first run {load.first_run_ms:.1f} ms, "
+        f"peak of the process {'unknown' if peak is None else f'{peak / 2**20:.0f} MiB'}"
+    )
+    console.line(f"{len(measured[0].latencies_ns)} runs of each subnet, interleaved; milliseconds a frame")
+    console.line()
+    titles = ["first", *(f"p{q}" for q in _PERCENTILES), "spread", "fps"]
+    columns = [Column("subnet", "left"), *map(Column, titles)]
+    rows = [_row(name, one) for name, one in zip(names, measured, strict=True)]
+    styles: list[Style] = []
+    if budget.latency_ms is not None:
+        columns.append(Column(f"in {budget.latency_ms:g} ms", "left"))
+        fits = _fits(measured, budget)
+        rows = [[*row, "yes" if fit else "NO"] for row, fit in zip(rows, fits, strict=True)]
+        styles = ["good" if fit else "bad" for fit in fits]
+    for line in render_table(console, columns, rows, styles):
+        console.line(line)
+    console.line()
+    width = max(map(len, names))
+    for name, one in zip(names, measured, strict=True):
+        console.line(console.paint(f"  {name:<{width}}  = {shorten(str(one.gates), 70 - width)}", "dim"))
+    console.line(console.paint("  spread: the middle half of the runs, as a share of the p50", "dim"))
+
+
+def _row(name: str, one: Measurement) -> list[str]:
+    stated = [one.percentile_ms(q) for q in _PERCENTILES]
+    cells = [
+        f"n/a (needs {RUNS_NEEDED[q]})" if value is None else f"{value:.2f}"
+        for q, value in zip(_PERCENTILES, stated, strict=True)
+    ]
+    return [name, f"{one.first_ns / 1e6:.2f}", *cells, f"{_spread(one):.1%}", f"{1000 / one.p50_ms:.0f}"]
+
+
+def _spread(one: Measurement) -> float:
+    """Distance between the quartiles as a share of the median: how much the machine wavered."""
+    ordered = sorted(one.latencies_ns)
+    return (percentile(ordered, 75) - percentile(ordered, 25)) / percentile(ordered, 50)
+
+
+def _result(
+    bundle: Bundle,
+    options: SessionOptions,
+    names: Sequence[str],
+    measured: Sequence[Measurement],
+    load: _Load,
+    budget: Budget,
+) -> dict[str, Any]:
+    """The result as JSON types: what the table shows, the bounds that it leaves out, and every raw sample."""
+    subnets = [
+        {
+            "name": name,
+            "text": str(one.gates),
+            **{f"p{q}_ms": one.percentile_ms(q) for q in _PERCENTILES},
+            **{f"p{q}_upper_99_ms": one.upper_percentile_ms(q) for q in _PERCENTILES},
+            "mean_ms": one.mean_ms,
+            "spread": _spread(one),
+            "fits": fits if budget.latency_ms is not None else None,
+            **one.to_json(),
+        }
+        for name, one, fits in zip(names, measured, _fits(measured, budget), strict=True)
+    ]
+    return {
+        "bundle": {"source": bundle.source, "name": bundle.manifest.name, "digest": bundle.digest},
+        "session": {"options": options.key(), "threads": options.threads},
+        "budget": budget.to_json(),
+        "init_ms": load.init_ms,
+        "first_run_ms": load.first_run_ms,
+        "load_added_bytes": load.added_bytes,
+        "peak_bytes": measured[-1].peak_bytes,
+        "subnets": subnets,
+    }
