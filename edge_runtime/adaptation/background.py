@@ -1,0 +1,83 @@
+"""Drives a job in one thread, quietly: low priority, a share of the time only, and gone soon after it is told to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from edge_runtime.adaptation.job import AdaptJob
+from edge_runtime.errors import EdgeError
+
+__all__ = ["CLOSE_SECONDS", "BackgroundJob"]
+
+NICENESS = 10
+"""Of the thread on Linux, where threads have their own; it then gives way to the application."""
+
+CLOSE_SECONDS = 2.0
+"""How long `close` waits for the slice that is running."""
+
+
+class BackgroundJob:
+    """Runs one `AdaptJob` to its end or until `close`.
+
+    Args:
+        make: Makes the job; called in the thread, so that gathering images costs the caller nothing.
+        done: Called in the thread after the last slice, with the finished job.
+        failed: Called in the thread with what went wrong instead; never for a job that was closed.
+        duty: Share of the time that slices may take, above 0 to 1; the thread sleeps for the rest.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], AdaptJob],
+        *,
+        done: Callable[[AdaptJob], None],
+        failed: Callable[[EdgeError], None],
+        duty: float = 0.25,
+    ) -> None:
+        self.job: AdaptJob | None = None
+        """The job once it is made."""
+        self._make, self._done, self._failed, self._duty = make, done, failed, duty
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="nnf-edge-adapt", daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        """Whether it still works."""
+        return self._thread.is_alive()
+
+    def hurry(self) -> None:
+        """Let it use the whole time from now on: somebody waits for it."""
+        self._duty = 1.0
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for its end; whether it has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Stop after the slice that is running; returns within `CLOSE_SECONDS`, also if that slice takes longer."""
+        self._stop.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(CLOSE_SECONDS)
+
+    def _work(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        try:
+            self.job = self._make()
+            slices = self.job.steps()
+            began = time.perf_counter()
+            for _ in slices:
+                busy = time.perf_counter() - began
+                if self._stop.wait(busy * (1 / self._duty - 1)):
+                    return
+                began = time.perf_counter()
+            self._done(self.job)
+        except EdgeError as error:
+            if not self._stop.is_set():
+                self._failed(error)

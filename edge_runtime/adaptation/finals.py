@@ -1,0 +1,81 @@
+"""The finalists' latency, really measured on the session that serves frames, in slices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.backends.base import Array, Session
+from edge_runtime.gates import Gates
+from edge_runtime.measure import Clock, measure
+from edge_runtime.objectives import Measurement
+
+__all__ = ["Finals"]
+
+SLICE_RUNS = (4, 16)
+"""Fewest and most recorded runs of each subnet in one slice."""
+
+SLICE_MS = 400.0
+"""How long a slice should take, milliseconds."""
+
+
+class Finals:
+    """Measures subnets interleaved and keeps every sample. Not thread-safe."""
+
+    def __init__(
+        self, session: Session, inputs: Mapping[str, Array], *, seed: int, clock_ns: Clock = time.perf_counter_ns
+    ) -> None:
+        self._session = session
+        self._inputs = inputs
+        self._seed = seed
+        self._clock_ns = clock_ns
+        self._measurements: dict[Gates, Measurement] = {}
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Everything measured so far."""
+        return tuple(self._measurements.values())
+
+    def has(self, gates: Gates) -> bool:
+        """Whether a subnet was measured."""
+        return gates in self._measurements
+
+    def p95_ms(self, gates: Gates) -> float:
+        """Measured p95 of a subnet that was measured, milliseconds."""
+        return self._measurements[gates].p95_ms
+
+    def steps(self, group: Sequence[Gates], runs: int) -> Iterator[None]:
+        """Measure a group together, a few rounds per slice, until each subnet has `runs` more samples."""
+        left, slice_runs = runs if group else 0, min(runs, SLICE_RUNS[0])
+        while left > 0:
+            self._seed += 1
+            taken = measure(
+                self._session, self._inputs, group, runs=slice_runs, seed=self._seed, clock_ns=self._clock_ns
+            )
+            self._keep(taken)
+            left -= slice_runs
+            round_ms = sum(measurement.mean_ms for measurement in taken)
+            slice_runs = min(left, max(SLICE_RUNS[0], min(SLICE_RUNS[1], int(SLICE_MS / max(round_ms, 1e-3)))))
+            yield
+
+    def correction(self, cost: AdditiveCost) -> float:
+        """Measured over predicted p95, the median over what was measured; 1 before that."""
+        ratios = [m.p95_ms / cost(m.gates) for m in self._measurements.values() if cost(m.gates) > 0]
+        return median(ratios) if ratios else 1.0
+
+    def _keep(self, taken: Sequence[Measurement]) -> None:
+        for new in taken:
+            old = self._measurements.get(new.gates)
+            self._measurements[new.gates] = (
+                new
+                if old is None
+                else replace(
+                    new,
+                    latencies_ns=old.latencies_ns + new.latencies_ns,
+                    warmups=old.warmups + new.warmups,
+                    first_ns=old.first_ns,
+                )
+            )

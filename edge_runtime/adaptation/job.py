@@ -1,0 +1,246 @@
+"""One search from the first image to the choice, in slices: shortlist, measure, choose, step down if nothing fits.
+
+`steps` is a generator: whoever drives it decides when each slice runs. A slice is one batch, or one round of runs; the
+first one may be the calibration of the latency table, which takes a second or two where it is not cached.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from edge_runtime.adaptation.choice import Choice, choose
+from edge_runtime.adaptation.finals import Finals
+from edge_runtime.adaptation.plan import AdaptPlan
+from edge_runtime.adaptation.shortlist import Shortlist
+from edge_runtime.adaptation.status import Candidate, Phase
+from edge_runtime.additive import AdditiveCost, fastest
+from edge_runtime.errors import BudgetError
+from edge_runtime.evaluate import Evaluator
+from edge_runtime.gates import Gates
+from edge_runtime.measure import Clock, LatencyModel
+from edge_runtime.objectives import Frontier, Measurement, Score
+from edge_runtime.search import near_budget_seeds
+
+__all__ = ["AdaptJob", "AdaptResult"]
+
+DOWN_ROUNDS = 3
+"""How often the job steps down along the table before it measures the fastest subnet of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptResult:
+    """What one search found."""
+
+    choice: Choice
+    """The subnet to run, and why."""
+
+    frontier: Frontier
+    """The subnets worth having; of those within the limit the chosen one is the best."""
+
+    candidates: tuple[Candidate, ...]
+    """Finalists first, then what fell earlier, by quality."""
+
+    measurements: tuple[Measurement, ...]
+    """Raw samples of everything measured."""
+
+    full_latency_ms: float
+    """Measured p95 of the full subnet."""
+
+    ended_early: bool
+    """Whether the time limit cut the search."""
+
+
+class AdaptJob:
+    """Searches one space for one budget on one set of images. Run `steps` to its end once; not thread-safe.
+
+    Args:
+        finals: Measures subnets on the session that serves frames.
+        evaluator: Runs subnets on the images, which are in random order.
+        calibrate: Gives the latency table of this machine; called in the first slice.
+        prior: Expected damage of a subnet, from the bundle.
+        current: The active subnet.
+        plan: How much is looked at.
+        clock_ns: Nanoseconds since some fixed moment.
+    """
+
+    def __init__(
+        self,
+        *,
+        finals: Finals,
+        evaluator: Evaluator,
+        calibrate: Callable[[], LatencyModel],
+        prior: AdditiveCost,
+        current: Gates,
+        plan: AdaptPlan,
+        clock_ns: Clock = time.perf_counter_ns,
+    ) -> None:
+        self.phase: Phase = "calibrate"
+        """What it does now."""
+        self.result: AdaptResult | None = None
+        """What it found; None until `steps` has ended."""
+        self.evaluator = evaluator
+        """The images, and what subnets answered on them."""
+        self._finals, self._calibrate, self._prior = finals, calibrate, prior
+        self._current, self._full = current, current.space.default
+        self._plan, self._clock_ns = plan, clock_ns
+        self._busy_ns = 0
+
+    @property
+    def seconds(self) -> float:
+        """Busy time so far: pauses between slices do not count."""
+        return self._busy_ns / 1e9
+
+    @property
+    def progress(self) -> float:
+        """Share done, by the time limit; 1 only at the end."""
+        return 1.0 if self.result else min(0.99, self.seconds / self._plan.seconds)
+
+    def steps(self) -> Iterator[None]:
+        """Run the whole search, one slice per item; the outcome is in `result` after the last.
+
+        Raises:
+            BudgetError: No subnet meets the budget; names the fastest one and its measured latency.
+            BackendError: A run failed.
+        """
+        slices = self._slices()
+        while True:
+            began_ns = self._clock_ns()
+            try:
+                next(slices)
+            except StopIteration:
+                return
+            finally:
+                self._busy_ns += self._clock_ns() - began_ns
+            yield
+
+    def _slices(self) -> Iterator[None]:
+        self._cost = self._calibrate().p95_cost
+        yield
+        self.phase = "search"
+        self._shortlist = Shortlist(
+            evaluator=self.evaluator,
+            cost=self._cost,
+            prior=self._prior,
+            current=self._current,
+            limit_ms=self._proposal_limit_ms(),
+            plan=self._plan,
+            seconds=lambda: self.seconds,
+        )
+        yield from self._shortlist.steps()
+        self.phase = "measure"
+        yield from self._measure(self._first_group())
+        choice = self._choose(self._plan.headroom)
+        for _ in range(DOWN_ROUNDS):
+            group = [] if choice else self._faster_group()
+            if not group:
+                break
+            yield from self._measure(group)
+            choice = self._choose(self._plan.headroom)
+        if choice is None:
+            yield from self._measure([gates for gates in [fastest(self._cost)] if not self._finals.has(gates)])
+            # In doubt a subnet that just meets the budget is better than none.
+            choice = self._choose(self._plan.headroom) or self._choose(0.0)
+        if choice is None:
+            raise self._infeasible()
+        self.result = self._outcome(choice)
+
+    def _proposal_limit_ms(self) -> float:
+        """Predicted p95 up to which subnets are proposed; above every subnet where there is no latency budget."""
+        full_ms = self._cost(self._full)
+        return min(self._plan.budget.limit_ms(full_ms) * (1 - self._plan.headroom), 2 * full_ms)
+
+    def _measure(self, group: list[Gates]) -> Iterator[None]:
+        """Finalists see all images, and all of a group are timed together."""
+        yield from self._shortlist.evaluate(group, self._shortlist.goal)
+        yield from self._finals.steps(group, self._plan.runs)
+
+    def _first_group(self) -> list[Gates]:
+        """The best by quality, one that is predicted well inside the limit, the current and the full subnet."""
+        listed = self._shortlist
+        group = dict.fromkeys(listed.pool[: self._plan.finalists] or [fastest(self._cost)])
+        inside_ms = 0.9 * self._proposal_limit_ms()
+        inside = [g for g in [*listed.pool, *listed.ladder] if self._cost(g) <= inside_ms and g not in group]
+        if inside:
+            group[max(inside, key=lambda gates: listed.score(gates).quality)] = None
+        return list(group | {self._current: None, self._full: None})
+
+    def _faster_group(self) -> list[Gates]:
+        """Up to three unmeasured subnets that fit by the table as corrected by what was measured."""
+        limit_ms = self._limit_ms() * (1 - self._plan.headroom)
+        predicted_ms = min(0.97 * limit_ms / self._finals.correction(self._cost), 2 * self._cost(self._full))
+        try:
+            fresh = near_budget_seeds(self._full.space, self._cost, self._prior, predicted_ms, 2, self._plan.seed)
+        except BudgetError:
+            return []
+        listed = [g for g in [*self._shortlist.pool, *self._shortlist.ladder] if self._cost(g) <= predicted_ms]
+        listed.sort(key=lambda gates: -self._shortlist.score(gates).quality)
+        return [gates for gates in dict.fromkeys([*listed[:2], *fresh]) if not self._finals.has(gates)][:3]
+
+    def _limit_ms(self) -> float:
+        return self._plan.budget.limit_ms(self._finals.p95_ms(self._full))
+
+    def _choose(self, headroom: float) -> Choice | None:
+        return choose(
+            self._measured(),
+            current=self._current,
+            budget=self._plan.budget,
+            full_latency_ms=self._finals.p95_ms(self._full),
+            compare=self.evaluator.compare,
+            headroom=headroom,
+        )
+
+    def _measured(self) -> list[Score]:
+        return [
+            self.evaluator.score(m.gates, m.p95_ms, count=1, peak_bytes=m.peak_bytes, measured=True)
+            for m in self._finals.measurements
+        ]
+
+    def _infeasible(self) -> BudgetError:
+        scores = self._measured()
+        quickest = min(scores, key=lambda score: score.latency_ms)
+        budget = self._plan.budget
+        peak_bytes = min((score.peak_bytes or 0) for score in scores)
+        if quickest.latency_ms <= self._limit_ms() and peak_bytes > budget.memory_bytes:
+            return BudgetError(
+                f"the process peaks at {peak_bytes / 2**20:.0f} MiB, above the budget of {budget.memory_mib:g} MiB",
+                hint="allow more memory, or adapt with fewer images and threads; subnets share the weights",
+            )
+        return BudgetError(
+            f"no subnet meets the budget of {budget}: the fastest, {quickest.gates}, "
+            f"has a measured p95 of {quickest.latency_ms:.2f} ms",
+            hint=f"allow at least {quickest.latency_ms / (1 - self._plan.headroom):.2f} ms, or use more threads",
+        )
+
+    def _outcome(self, choice: Choice) -> AdaptResult:
+        finalists = {candidate.score.gates for candidate in choice.candidates}
+        correction = self._finals.correction(self._cost)
+        listed = [g for g in [*self._shortlist.pool, *self._shortlist.ladder] if g not in finalists]
+        expected = [self.evaluator.score(g, self._cost(g) * correction, count=1) for g in listed]
+        limit_ms = self._limit_ms()
+        scores = [choice.score]
+        for score in [candidate.score for candidate in choice.candidates] + expected:
+            # What the images could not tell from the chosen one must not look better in the loop than it did here.
+            rival = score.latency_ms <= limit_ms and score.quality >= choice.score.quality
+            if not rival and not score.dominates(choice.score):
+                scores.append(score)
+        return AdaptResult(
+            choice,
+            Frontier.of(scores),
+            (*choice.candidates, *self._early(expected)),
+            self._finals.measurements,
+            self._finals.p95_ms(self._full),
+            self._shortlist.ended_early,
+        )
+
+    def _early(self, expected: list[Score]) -> list[Candidate]:
+        """What was not measured, and why, by quality."""
+        fallen = self._shortlist.fallen
+        early = [Candidate(score, "unmeasured", "evaluated for the frontier") for score in expected]
+        early += [
+            Candidate(self._shortlist.score(gates), "fell early", reason)
+            for gates, reason in fallen.items()
+            if all(candidate.score.gates != gates for candidate in early) and not self._finals.has(gates)
+        ]
+        return sorted(early, key=lambda candidate: (-candidate.score.samples, -candidate.score.quality))

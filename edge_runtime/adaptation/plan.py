@@ -1,0 +1,54 @@
+"""How much an adaptation looks at, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edge_runtime.adaptation.choice import HEADROOM
+from edge_runtime.checks import finite, positive, whole
+from edge_runtime.errors import UsageError
+from edge_runtime.objectives import RUNS_NEEDED, Budget
+
+__all__ = ["AdaptPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptPlan:
+    """The settings of one search. Raises `UsageError` when built invalid."""
+
+    budget: Budget
+    """What the chosen subnet must meet."""
+
+    seconds: float = 22.0
+    """Busy time after which nothing new is looked at. The measurement of the finalists is always complete."""
+
+    subsets: tuple[int, ...] = (32, 96)
+    """Images that candidates are run on before the best of them see all, ascending."""
+
+    population: int = 16
+    """Proposals per generation."""
+
+    generations: int = 8
+    """Generations at most."""
+
+    finalists: int = 4
+    """Subnets that are measured, beside the current, the full and one faster subnet."""
+
+    runs: int = RUNS_NEEDED[95] + 10
+    """Recorded runs of each finalist; a p95 is stated from 130 on."""
+
+    headroom: float = HEADROOM
+    """Share of the latency limit that a measured p95 must leave free, 0 to below 1."""
+
+    seed: int = 0
+    """Of all random decisions."""
+
+    def __post_init__(self) -> None:
+        positive("seconds", self.seconds)
+        for name in ("population", "generations", "finalists", "runs"):
+            whole(name, getattr(self, name), low=1)
+        whole("seed", self.seed)
+        if not self.subsets or list(self.subsets) != sorted({whole("a subset", size, low=1) for size in self.subsets}):
+            raise UsageError(f"subsets {self.subsets} do not ascend")
+        if not 0 <= finite("headroom", self.headroom) < 1:
+            raise UsageError(f"headroom {self.headroom} is not in [0, 1)")

@@ -1,0 +1,170 @@
+"""From the whole space to a few subnets worth measuring: evolution, then successive halving on a growing subset.
+
+Every candidate that the evolution proposes runs on the first few images, the best of them on more, the best of those on
+all. Beside them a ladder of faster subnets is evaluated, so that the frontier reaches down to the fastest one and the
+application has somewhere to go when the machine gets busy. Latencies are those of the table here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from edge_runtime.adaptation.plan import AdaptPlan
+from edge_runtime.additive import AdditiveCost, fastest
+from edge_runtime.errors import BudgetError
+from edge_runtime.evaluate import Evaluator
+from edge_runtime.gates import Gates
+from edge_runtime.objectives import Score
+from edge_runtime.search import EvolutionSearch, near_budget_seeds
+
+__all__ = ["Shortlist"]
+
+LADDER = 5
+"""Latency levels, the limit included, between which faster subnets are evaluated for the frontier."""
+
+IMAGE_SHARE = 0.5
+"""Largest share of the time limit that the last stage of images may take."""
+
+SURVIVORS = 3
+"""Candidates per finalist that see more than the first images."""
+
+
+class Shortlist:
+    """Narrows one space down for one limit. Run `steps` to its end once; not thread-safe.
+
+    Args:
+        evaluator: Runs subnets on the images.
+        cost: Predicted p95 of a subnet, milliseconds.
+        prior: Expected damage of a subnet, from the bundle.
+        current: The active subnet, one of the seeds.
+        limit_ms: Predicted p95 up to which subnets are proposed.
+        plan: How much is looked at.
+        seconds: Gives the busy time since the search began.
+    """
+
+    def __init__(
+        self,
+        *,
+        evaluator: Evaluator,
+        cost: AdditiveCost,
+        prior: AdditiveCost,
+        current: Gates,
+        limit_ms: float,
+        plan: AdaptPlan,
+        seconds: Callable[[], float],
+    ) -> None:
+        self.pool: list[Gates] = []
+        """Subnets within the limit that saw all images, best first."""
+        self.ladder: list[Gates] = []
+        """Faster subnets for the frontier, fastest first."""
+        self.fallen: dict[Gates, str] = {}
+        """What was cut before it had seen all images, and why."""
+        self.goal = evaluator.count
+        """Images that the last ones see: all, or as many as the time allows."""
+        self.ended_early = False
+        """Whether the time limit cut the evolution or the images."""
+        self._evaluator, self._cost, self._prior = evaluator, cost, prior
+        self._current, self._limit_ms, self._plan, self._seconds = current, limit_ms, plan, seconds
+
+    def steps(self) -> Iterator[None]:
+        """Fill `pool`, `ladder` and `fallen`, a batch per item. A limit below every prediction leaves them empty."""
+        began = self._seconds()
+        yield from self.evaluate([self._current.space.default], self._images(0))
+        per_image = (self._seconds() - began) / self._images(0)
+        self._set_goal(per_image)
+        try:
+            search = self._evolution()
+        except BudgetError:  # by the table; the measurement has the last word
+            return
+        self.ladder = self._rungs()
+        yield from self.evaluate(self.ladder, self._images(0))
+        yield from self._evolve(search, deadline=self._plan.seconds - self._reserve(per_image))
+        self.pool = [score.gates for score in search.best(self._plan.population * self._plan.generations)]
+        yield from self._halve()
+
+    def evaluate(self, group: Sequence[Gates], count: int) -> Iterator[None]:
+        """Run subnets on the first `count` images, a batch per item."""
+        for gates in group:
+            while self._evaluator.seen(gates) < min(count, self._evaluator.count):
+                self._evaluator.advance(gates, count)
+                yield
+
+    def score(self, gates: Gates) -> Score:
+        """The score of a subnet on the images that it has seen, with its predicted p95."""
+        return self._evaluator.score(gates, self._cost(gates), count=max(1, self._evaluator.seen(gates)))
+
+    def _evolution(self) -> EvolutionSearch:
+        return EvolutionSearch(
+            self._current.space,
+            predict_ms=self._cost,
+            limit_ms=self._limit_ms,
+            prior=self._prior,
+            seeds=[self._current],
+            population=self._plan.population,
+            generations=self._plan.generations,
+            seed=self._plan.seed,
+        )
+
+    def _evolve(self, search: EvolutionSearch, deadline: float) -> Iterator[None]:
+        late = False
+        while not search.done and not late:
+            scores = []
+            for gates in search.ask():
+                late = self._seconds() > deadline
+                if late:
+                    self.ended_early = True
+                    break
+                yield from self.evaluate([gates], self._images(0))
+                scores.append(self.score(gates))
+            search.tell(scores)
+
+    def _rungs(self) -> list[Gates]:
+        """The fastest subnet, and two by the prior at each of a few latency levels up to the limit."""
+        lowest = fastest(self._cost)
+        bottom, space = self._cost(lowest), self._current.space
+        rungs = {lowest: None}
+        for level in range(1, LADDER):
+            limit = bottom * (self._limit_ms / bottom) ** (level / LADDER)
+            rungs |= dict.fromkeys(near_budget_seeds(space, self._cost, self._prior, limit, 2, self._plan.seed))
+        return sorted(rungs, key=self._cost)
+
+    def _set_goal(self, per_image: float) -> None:
+        """Use fewer images where all of them would take more than `IMAGE_SHARE` of the time."""
+        affordable = IMAGE_SHARE * self._plan.seconds / (per_image * self._last_runs()) if per_image > 0 else math.inf
+        if affordable < self.goal:
+            self.goal = max(self._images(0), int(affordable))
+            self.ended_early = True
+
+    def _last_runs(self) -> float:
+        """Runs of the full subnet that one image of the last stage amounts to."""
+        share = min(1.0, self._limit_ms / self._cost(self._current.space.default))
+        return 1 + share * (self._plan.finalists + 3)
+
+    def _reserve(self, per_image: float) -> float:
+        """Seconds that halving and measuring will take, from what the first images of the full subnet took."""
+        plan, full_ms = self._plan, self._cost(self._current.space.default)
+        share = min(1.0, self._limit_ms / full_ms)
+        middle = share * SURVIVORS * plan.finalists * (self._images(1) - self._images(0))
+        images = self.goal * self._last_runs() + middle
+        runs_ms = (plan.finalists + 1) * share * full_ms + 2 * full_ms
+        return min(per_image * images + 1.4 * plan.runs * runs_ms / 1e3, 0.8 * plan.seconds)
+
+    def _images(self, stage: int) -> int:
+        """Images of a stage; `goal` after the last subset."""
+        sizes = self._plan.subsets
+        return min(self.goal, sizes[stage]) if stage < len(sizes) else self.goal
+
+    def _halve(self) -> Iterator[None]:
+        """Cut the pool, run what is left on more images, rank it again; the ladder sees all but the last stage."""
+        last = len(self._plan.subsets)
+        for stage in range(1, last + 1):
+            keep = SURVIVORS * self._plan.finalists if stage < last else self._plan.finalists + 2
+            survivors, cut = self.pool[:keep], self.pool[keep:]
+            for gates in cut:
+                score = self.score(gates)
+                at = self.score(survivors[-1]).quality
+                self.fallen[gates] = f"quality {score.quality:.3f} on {score.samples} images, the cut was at {at:.3f}"
+            yield from self.evaluate(survivors, self._images(stage))
+            yield from self.evaluate(self.ladder, self._images(min(stage, last - 1)))
+            self.pool = sorted(survivors, key=lambda gates: (-self.score(gates).quality, self._cost(gates)))

@@ -1,0 +1,106 @@
+"""What an adaptation says about itself: values that explain, for people and as JSON. They decide nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from edge_runtime.gates import Gates
+from edge_runtime.objectives import Budget, Frontier, Score
+
+__all__ = ["AdaptStatus", "Candidate", "Fate", "Phase"]
+
+Phase = Literal["idle", "calibrate", "search", "refine", "measure", "done", "failed"]
+
+Fate = Literal[
+    "chosen", "kept", "lost", "worse", "indistinguishable", "over budget", "reference", "unmeasured", "fell early"
+]
+"""What became of a candidate.
+
+`lost` scored lower, `worse` significantly so; `indistinguishable` stood aside for the current or a cheaper subnet;
+`reference` is the full subnet where it is over the budget; `fell early` was cut on the first images.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One subnet that was looked at, and why it is not the one (or is)."""
+
+    score: Score
+    """Quality on the images it was run on, and its p95: measured where `score.measured`, else predicted."""
+
+    fate: Fate
+    """What became of it, in one word."""
+
+    reason: str
+    """The same with figures: ``measured p95 10.40 ms > 9.60 ms``."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The candidate as JSON types."""
+        return {**self.score.to_json(), "text": str(self.score.gates), "fate": self.fate, "reason": self.reason}
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptStatus:
+    """What is active, what runs in the background, what changed and why."""
+
+    active: Gates
+    """The subnet that answers the next frame."""
+
+    phase: Phase
+    """What the search does now; `idle` when there was none, `done` or `failed` after the last one."""
+
+    progress: float
+    """Share of the search that is done, 0 to 1, by its time limit; 1 when none runs."""
+
+    changed: bool
+    """Whether this call, or the search that it waited for, changed the active subnet."""
+
+    reason: str
+    """Why it changed or stayed, for people."""
+
+    frontier: Frontier | None = None
+    """The subnets worth having on this machine and data; None before the first search. Measured scores are marked."""
+
+    candidates: tuple[Candidate, ...] = ()
+    """Those of the last finished search: the measured ones first, then by quality."""
+
+    budget: Budget = field(default_factory=Budget)
+    """The budget in force."""
+
+    limit_ms: float | None = None
+    """The latency limit that the budget comes to on this machine, milliseconds; None without one, or not known yet."""
+
+    full_latency_ms: float | None = None
+    """p95 of the full subnet measured in the last search, milliseconds."""
+
+    samples: int = 0
+    """Images that the last search used."""
+
+    labelled: bool = False
+    """Whether quality means accuracy on labels; otherwise soft agreement with the full subnet."""
+
+    seconds: float = 0.0
+    """How long the search took, or has taken so far."""
+
+    ended_early: bool = False
+    """Whether the search stopped at its time limit before it had looked at everything it wanted to."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The status as JSON types."""
+        return {
+            "active": str(self.active),
+            "phase": self.phase,
+            "progress": round(self.progress, 4),
+            "changed": self.changed,
+            "reason": self.reason,
+            "frontier": None if self.frontier is None else self.frontier.to_json(),
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+            "budget": self.budget.to_json(),
+            "limit_ms": self.limit_ms,
+            "full_latency_ms": self.full_latency_ms,
+            "samples": self.samples,
+            "labelled": self.labelled,
+            "seconds": round(self.seconds, 3),
+            "ended_early": self.ended_early,
+        }
