@@ -24,6 +24,7 @@ MAX_CONSTANTS = 16
 WEIGHTS_FILE = "weights.bin"
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8")}
 _FLOAT, _INT, _GRAPH, _INTS = 1, 2, 5, 7
+_SCALARS = (str, bytes, int, float)
 _NAME = re.compile(r"[!#-\[\]-~]{1,200}")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,11}")
 _FIELDS = {
@@ -164,13 +165,11 @@ def _external(tensor: Any, what: str, dtype: np.dtype[Any], weights: bytes) -> m
 def _check_fields(message: Any) -> None:
     """Walk the whole tree (protobuf bounds its depth) and refuse every field that is not in the table."""
     name = message.DESCRIPTOR.name
-    try:
-        fields = message.ListFields()
-    except UnicodeDecodeError as error:
-        raise BundleError(f"model.onnx has text in {name} that is not UTF-8") from error
-    for field, value in fields:
+    for field, value in message.ListFields():
         if field.name not in _ALLOWED.get(name, frozenset()):
             raise BundleError(f"it uses {name}.{field.name}, which a bundle must not have")
-        if field.message_type is not None:
-            for item in (value,) if hasattr(value, "DESCRIPTOR") else value:
+        for item in (value,) if hasattr(value, "DESCRIPTOR") or isinstance(value, _SCALARS) else value:
+            if field.message_type is not None:
                 _check_fields(item)
+            elif field.type == field.TYPE_STRING and not isinstance(item, str):
+                raise BundleError(f"it has a {name}.{field.name} that is not UTF-8")

@@ -1,0 +1,88 @@
+"""Damaged bundles, in a child process: a valid model or one clear BundleError; never a crash, a hang or another error.
+
+Half of the random mutants get fresh hashes and a fresh digest, so that they reach the manifest's reader, the graph
+check, onnxruntime and one inference. The rest are raw.
+"""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.backends import check_graph
+from edge_runtime.bundle import Bundle
+from edge_runtime.bundle.schema import read_manifest, seal_manifest
+from edge_runtime.errors import BundleError
+from tests.support.tiny import tiny_bundle
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300
+
+
+def run_children(kinds: list[tuple[str, int, int]], work: Path) -> Counter[str]:
+    """Run the fuzzer's children side by side and add up what they report."""
+    children = []
+    for kind, first, count in kinds:
+        command = [
+            sys.executable,
+            "-W",
+            "error",
+            "-m",
+            "tests.support.fuzz_bundle",
+            kind,
+            str(first),
+            str(count),
+            str(work),
+        ]
+        children.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    outcomes: Counter[str] = Counter()
+    try:
+        for (kind, first, _), child in zip(kinds, children, strict=True):
+            out, err = child.communicate(timeout=SECONDS)
+            last = (work / f"case_{kind}_{first}").read_text() if child.returncode else ""
+            assert child.returncode == 0, f"{kind} case {last} ended with {child.returncode}:\n{err[-3000:]}"
+            outcomes.update(json.loads(out.splitlines()[-1]))
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    return outcomes
+
+
+def test_random_mutations_give_a_valid_model_or_one_clear_error(tmp_path: Path) -> None:
+    outcomes = run_children([("resealed", 0, 500), ("resealed", 500, 500), ("raw", 0, 1000)], tmp_path)
+    assert sum(outcomes.values()) == 2000
+    # Not vacuous: many mutants got through every stage, and the graph check, not onnxruntime, refused the rest.
+    assert outcomes["valid"] > 200
+    assert outcomes["refused by the check"] > 200
+    assert outcomes["refused by onnxruntime"] <= 5
+
+
+def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.nnf"
+    tiny_bundle(path)
+    with path.open("r+b") as stream:
+        for size in range(path.stat().st_size - 1, -1, -1):
+            stream.truncate(size)
+            with pytest.raises(BundleError):
+                Bundle.read(path)
+
+
+@pytest.mark.parametrize("part", ["manifest.json", "model.onnx", "weights.bin"])
+def test_every_truncation_of_a_part_is_refused_although_its_hash_fits(tmp_path: Path, part: str) -> None:
+    bundle = tiny_bundle(tmp_path / "b.nnf")
+    manifest = seal_manifest(bundle.manifest, ())
+    if part == "manifest.json":
+        refused = [pytest.raises(BundleError, read_manifest, manifest[:size]) for size in range(len(manifest))]
+    elif part == "model.onnx":
+        cuts = [replace(bundle, model_bytes=bundle.model_bytes[:size]) for size in range(len(bundle.model_bytes))]
+        refused = [pytest.raises(BundleError, check_graph, cut) for cut in cuts]
+    else:
+        # Every length is judged alike, against the end of the last tensor; the whole check takes milliseconds.
+        cuts = [replace(bundle, weights=bundle.weights[:size]) for size in range(0, len(bundle.weights), 997)]
+        refused = [pytest.raises(BundleError, check_graph, cut) for cut in cuts]
+    assert len(refused) > 90
