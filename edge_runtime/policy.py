@@ -11,8 +11,7 @@ were that slow, and fewer hiccups than that do not count. Frames of another subn
 - Never twice within `dwell_s`.
 
 A load below 1 counts as 1: a machine that looks faster than when it was measured is not trusted until it is measured
-again. The hysteresis follows reference figures of +5 % / -10 %; the dwell is short because going down repairs missed
-deadlines.
+again. The dwell is short, because going down is what repairs missed deadlines; patience is asked for going up only.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ class AdaptationPolicy:
     """Least time between two switches, seconds, at least 0."""
 
     margin: float = 0.1
-    """Share of latency that a target must have to spare under load, at least 0."""
+    """Share of its latency that a target must have to spare under load, at least 0; less where the load is near 1."""
 
     def __post_init__(self) -> None:
         whole("down_after_frames", self.down_after_frames, low=1)
@@ -158,8 +157,8 @@ class AdaptationPolicy:
         return History(h.gates, ratios, h.switched_s, h.climbed_s, h.calm_s, h.failed_climbs)
 
     def _factor(self, load: float) -> float:
-        """By how much a target's p95 is multiplied before it is compared: no margin is needed on a calm machine."""
-        return load * (1 + self.margin) if load > 1 else 1.0
+        """By how much a target's p95 is multiplied before it is compared; the margin grows from 0 on a calm machine."""
+        return load + min(load - 1, load * self.margin)
 
     def _patience_s(self, history: History) -> float:
         return min(self.max_up_after_s, self.up_after_s * 2.0 ** min(history.failed_climbs, 60))
@@ -179,9 +178,9 @@ class AdaptationPolicy:
             return "inside the budget", _calm_since(history, math.inf)
         history = _calm_since(history, min(history.calm_s, reading.time_s))
         calm = reading.time_s - history.calm_s >= self._patience_s(history)
-        return "" if calm and not self._dwelling(
-            reading, history
-        ) else "inside the budget, waiting before going up", history
+        if calm and not self._dwelling(reading, history):
+            return "", history
+        return "inside the budget, waiting before going up", history
 
     def _after_switch(self, reading: Reading, active: Score, target: Score, history: History) -> History:
         """Start afresh on the target; going down also judges the last climb, if there was one since the last time."""
