@@ -28,6 +28,7 @@ __all__ = ["DeviceProfile", "Limits", "Match", "available_profiles", "choose_pro
 
 MAX_BYTES = 64 * 1024
 MAX_THREADS = 64
+REQUIRED = ("name", "description", "threads", "budget", "limits")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 T = TypeVar("T")
 
@@ -157,9 +158,9 @@ def _parse(body: object, source: str) -> DeviceProfile:
             mistakes.append(str(error))
             return None
 
-    required = ("name", "description", "threads", "budget", "limits")
-    known = {key: body[key] for key in (*required, "match") if key in body} if isinstance(body, dict) else {}
-    keep(lambda: fields("profile", body, required=required, optional=("match",)))
+    known: dict[str, Any] = body if isinstance(body, dict) else {}
+    mistakes += [f"the key {key!r} is missing" for key in REQUIRED if key not in known]
+    mistakes += [f"the key {str(key)[:40]!r} is unknown" for key in known if key not in (*REQUIRED, "match")]
     name = keep(lambda: _name(known["name"])) if "name" in known else None
     description = keep(lambda: _line("description", known["description"])) if "description" in known else None
     threads = keep(lambda: _threads(known["threads"])) if "threads" in known else None

@@ -1,0 +1,182 @@
+"""Timing, the latency model and its calibration, on clocks that the tests move themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.backends import SessionOptions, open_session
+from edge_runtime.backends.base import random_inputs
+from edge_runtime.backends.fake import FakeSession
+from edge_runtime.bundle import Bundle, TensorSpec
+from edge_runtime.errors import BackendError, UsageError
+from edge_runtime.gates import GateGroup, Gates, GateSpace
+from edge_runtime.measure import Candidate, LatencyModel, calibrate, covering_vectors, measure, measure_candidates
+from tests.support.tiny import SPACE, tiny_bundle
+
+INPUTS = (TensorSpec("image", "float32", (None, 3, 4, 4)),)
+OUTPUTS = (TensorSpec("logits", "float32", (None, 4)),)
+COST = AdditiveCost(SPACE, 1.0, ((0.5, 0.3, 0.1), (0.6, 0.4, 0.1, 0.5), (0.7, 0.2, 0.1)))
+MIXED = GateSpace(
+    (
+        GateGroup("a", "choice", ("original", "skip", "merged"), (1, 1, 2)),
+        GateGroup("b", "choice", ("original", "narrow", "skip")),
+        GateGroup("c", "subset", ("m0", "m1", "m2")),
+        GateGroup("d", "experts", ("e0", "e1")),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.nnf")
+
+
+def fake(space: GateSpace = SPACE, cost: AdditiveCost = COST) -> FakeSession:
+    return FakeSession(space, INPUTS, OUTPUTS, cost_ms=cost)
+
+
+def test_measure_records_what_a_run_costs_and_keeps_every_sample() -> None:
+    session = fake()
+    vectors = [SPACE.default, SPACE.parse("2-2-2"), SPACE.parse("0-3-0")]
+    found = measure(session, random_inputs(INPUTS, seed=0), vectors, runs=10, seed=0, clock_ns=session.now_ns)
+    assert [m.gates for m in found] == vectors
+    for measurement in found:
+        assert len(measurement.latencies_ns) == 10
+        assert measurement.p50_ms == pytest.approx(COST(measurement.gates))
+        assert measurement.first_ns == pytest.approx(COST(measurement.gates) * 1e6)
+        assert measurement.backend == "fake"
+        assert measurement.warmups >= 3, "one run after each change of candidate is not recorded"
+
+
+def test_candidates_are_interleaved_in_rotating_order() -> None:
+    ran: list[Gates] = []
+
+    def cost_ms(gates: Gates) -> float:
+        ran.append(gates)
+        return 1.0
+
+    session = FakeSession(SPACE, INPUTS, OUTPUTS, cost_ms=cost_ms)
+    vectors = [SPACE.default, SPACE.parse("1-1-1"), SPACE.parse("2-2-2")]
+    measure(session, random_inputs(INPUTS, seed=0), vectors, runs=12, seed=3, clock_ns=session.now_ns)
+    blocks = [gates for before, gates in zip([None, *ran[3:]], ran[3:], strict=False) if gates != before]
+    firsts = blocks[::3]
+    assert len(set(firsts)) == 3, f"each candidate leads a round: {list(map(str, blocks))}"
+
+
+def test_the_time_limit_ends_a_measurement_after_a_whole_round() -> None:
+    session = fake()
+    vectors = [SPACE.default, SPACE.parse("2-2-2")]
+    found = measure(session, random_inputs(INPUTS, seed=0), vectors, seconds=0.05, seed=0, clock_ns=session.now_ns)
+    assert 1 <= len(found[0].latencies_ns) == len(found[1].latencies_ns) < 100
+
+
+def test_sessions_can_be_measured_beside_each_other() -> None:
+    fast, slow = fake(), fake(cost=AdditiveCost(SPACE, 9.0, COST.entries))
+    inputs = random_inputs(INPUTS, seed=0)
+    candidates = [Candidate(fast, inputs, SPACE.default), Candidate(slow, inputs, SPACE.default)]
+    first, second = measure_candidates(candidates, runs=5, seed=0, clock_ns=lambda: fast.now_ns() + slow.now_ns())
+    assert second.p50_ms - first.p50_ms == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "limits"),
+    [([], {"runs": 1}), ([SPACE.default], {}), ([SPACE.default], {"runs": 0}), ([SPACE.default], {"seconds": 0.0})],
+)
+def test_a_measurement_without_an_end_or_a_subject_is_refused(vectors: list[Gates], limits: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        measure(fake(), random_inputs(INPUTS, seed=0), vectors, seed=0, **limits)  # type: ignore[arg-type]
+
+
+def test_a_failing_run_is_not_swallowed() -> None:
+    def cost_ms(gates: Gates) -> float:
+        raise BackendError("out of order")
+
+    session = FakeSession(SPACE, INPUTS, OUTPUTS, cost_ms=cost_ms)
+    with pytest.raises(BackendError, match="out of order"):
+        measure(session, random_inputs(INPUTS, seed=0), [SPACE.default], runs=1, seed=0)
+
+
+sizes = st.lists(st.integers(1, 6), min_size=1, max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes)
+def test_covering_vectors_show_every_alternative_in_few_vectors(counts: list[int]) -> None:
+    space = GateSpace(
+        tuple(GateGroup(f"g{i}", "choice", tuple(f"a{k}" for k in range(n))) for i, n in enumerate(counts))
+    )
+    vectors = covering_vectors(space)
+    assert len(vectors) == max(counts)
+    assert {(i, v) for gates in vectors for i, v in enumerate(gates.values)} == {
+        (i, k) for i, n in enumerate(counts) for k in range(n)
+    }
+
+
+def test_covering_vectors_show_windows_and_what_is_inside_them() -> None:
+    for space in (SPACE, MIXED):
+        seen = {(i, v) for gates in covering_vectors(space) for i, v in enumerate(gates.values) if gates.active[i]}
+        wanted = {(i, k) for i, g in enumerate(space.groups) if g.kind == "choice" for k in range(g.size)}
+        assert wanted <= seen
+
+
+@pytest.mark.parametrize(
+    ("space", "cost"),
+    [
+        (SPACE, COST),
+        (MIXED, AdditiveCost(MIXED, 2.0, ((0.9, 0.1, 0.8), (0.7, 0.3, 0.0), (0.2, 0.4, 0.3), (0.5, 0.6)))),
+    ],
+)
+def test_calibration_by_timing_finds_an_additive_machine(bundle: Bundle, space: GateSpace, cost: AdditiveCost) -> None:
+    session = fake(space, cost)
+    manifest = dataclasses.replace(bundle.manifest, space=space, prior=tuple((0.0,) * g.size for g in space.groups))
+    model = calibrate(
+        dataclasses.replace(bundle, manifest=manifest), session, SessionOptions(), seed=0, clock_ns=session.now_ns
+    )
+    assert model.method == "timing"
+    assert model.p95_ratio == pytest.approx(1.0, abs=1e-6)
+    errors = [abs(model.predict_ms(gates) / cost(gates) - 1) for gates in space.enumerate()]
+    assert sum(errors) / len(errors) < 0.05
+
+
+def test_calibration_by_kernels_prices_every_alternative_and_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    options = SessionOptions()
+    session = open_session(bundle, options)
+    model = calibrate(bundle, session, options, seed=0, scratch=tmp_path, seconds=0.5)
+    session.close()
+    assert model.method == "kernels"
+    assert model.cost.base > 0
+    assert all(entry > 0 for row in model.cost.entries for entry in row)
+    assert model.predict_p95_ms(SPACE.default) >= model.predict_ms(SPACE.default) > 0
+    assert model.p95_cost(SPACE.default) == pytest.approx(model.predict_p95_ms(SPACE.default))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_latency_model_survives_json() -> None:
+    model = LatencyModel(COST, 1.2, "kernels", 0.02)
+    assert LatencyModel.from_json(SPACE, json.loads(json.dumps(model.to_json()))) == model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"p95_ratio": 0.5},
+        {"error": -1},
+        {"method": "guess"},
+        {"base_ms": "fast"},
+        {"entries_ms": [[1.0]]},
+        {"entries_ms": 3},
+        {"p95_ratio": float("nan")},
+        {"extra": 1},
+    ],
+)
+def test_a_foreign_latency_model_is_refused(change: dict[str, object]) -> None:
+    body = LatencyModel(COST, 1.2, "kernels", 0.02).to_json() | change
+    with pytest.raises(UsageError):
+        LatencyModel.from_json(SPACE, body)
