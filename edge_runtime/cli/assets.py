@@ -17,7 +17,7 @@ def demo_bundle() -> str:
 
 
 def demo_images() -> str:
-    """Path of the labelled images that go with the bundled model. Raises `StateError` where the installation lacks them."""
+    """Path of the labelled images that go with the model. Raises `StateError` where the installation lacks them."""
     return _asset("demo_images.npz")
 
 
