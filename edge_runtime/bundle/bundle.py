@@ -16,6 +16,7 @@ from edge_runtime.errors import BundleError, StateError
 
 __all__ = ["Bundle", "write_bundle"]
 
+MAX_FAULTS = 20
 PathLike = str | os.PathLike[str]
 
 
@@ -53,7 +54,8 @@ class Bundle:
             if sealed:
                 faults += [f"{entry.path[:60]!r} is listed, but not a file of a bundle" for entry in _strangers(sealed)]
         if faults or sealed is None:
-            raise BundleError(f"{source!r} is not a valid bundle", faults=tuple(faults))
+            more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+            raise BundleError(f"{source!r} is not a valid bundle", faults=(*faults[:MAX_FAULTS], *more))
         return cls(sealed.manifest, sealed.digest, contents[MODEL], contents[WEIGHTS], source)
 
 
@@ -109,7 +111,11 @@ def _read_listed(files: Files, name: str, sealed: Sealed | None, faults: list[st
     if size_bytes != entries[0].size_bytes:
         faults.append(f"{name} has {size_bytes} bytes, the manifest says {entries[0].size_bytes}")
         return b""
-    content = files.read(name)
+    try:
+        content = files.read(name)
+    except BundleError as error:
+        faults.append(error.message)
+        return b""
     if FileEntry.of(name, content) != entries[0]:
         faults.append(f"{name} does not have the sha256 that the manifest gives")
     return content

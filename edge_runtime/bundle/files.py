@@ -22,7 +22,6 @@ MANIFEST, MODEL, WEIGHTS = FILE_NAMES = ("manifest.json", "model.onnx", "weights
 MAX_MANIFEST_BYTES = 2**20
 MAX_TOTAL_BYTES = 512 * 2**20
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-_CHUNK_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +50,30 @@ class Files:
 
     def read(self, name: str) -> bytes:
         """The content of one file. Raises `BundleError`."""
-        where = self._ranges[name]
-        content = bytearray()
-        while len(content) < where.size_bytes:
-            wanted = min(_CHUNK_BYTES, where.size_bytes - len(content))
-            chunk = os.pread(where.fd, wanted, where.offset + len(content))
-            if not chunk:
-                raise BundleError(f"{name} ends after {len(content)} of {where.size_bytes} bytes")
-            content += chunk
+        where, chunks, done = self._ranges[name], [], 0
+        while done < where.size_bytes:
+            chunks.append(os.pread(where.fd, where.size_bytes - done, where.offset + done))
+            done += len(chunks[-1])
+            if not chunks[-1]:
+                raise BundleError(f"{name} ends after {done} of {where.size_bytes} bytes")
+        content = b"".join(chunks)
         if where.crc32 is not None and zlib.crc32(content) != where.crc32:
             raise BundleError(f"{name} does not have the checksum that the zip gives")
-        return bytes(content)
+        return content
 
-    def _add(self, name: str, where: _Range) -> None:
+    def add(self, name: str, where: _Range) -> None:
+        """Note where one of the known files lies."""
         if name in self._ranges:
             self.faults.append(f"{name} is there twice")
         self._ranges[name] = where
 
-    def _finish(self) -> None:
-        """Refuse by the sizes alone, then note what is missing."""
+    def check_sizes(self) -> None:
+        """Raise `BundleError` by the sizes alone, before anything is read."""
         total = sum(where.size_bytes for where in self._ranges.values())
         if total > MAX_TOTAL_BYTES:
             raise BundleError(f"the bundle has {total} bytes, more than {MAX_TOTAL_BYTES}")
         if MANIFEST in self and self.size_bytes(MANIFEST) > MAX_MANIFEST_BYTES:
             raise BundleError(f"{MANIFEST} has {self.size_bytes(MANIFEST)} bytes, more than {MAX_MANIFEST_BYTES}")
-        self.faults += [f"{name} is missing" for name in FILE_NAMES if name not in self]
 
 
 @contextmanager
@@ -88,29 +86,38 @@ def open_files(path: str) -> Iterator[Files]:
                 raise BundleError(f"{path!r} is neither a directory nor a file")
             fd = os.open(path, _READ)
             stack.callback(os.close, fd)
-            files = _list_directory(fd, stack) if stat.S_ISDIR(os.fstat(fd).st_mode) else _list_zip(fd)
-            yield files
+            yield _list(path, fd, stack)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise BundleError(f"bundle {path!r} cannot be read: {reason}", hint="check the path") from error
 
 
-def _list_zip(fd: int) -> Files:
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TOTAL_BYTES + OVERHEAD_BYTES:
-        raise BundleError(f"the file has {status.st_size} bytes, more than {MAX_TOTAL_BYTES} or is not a plain file")
+def _list(path: str, fd: int, stack: ExitStack) -> Files:
     files = Files()
-    for member in list_members(fd, status.st_size):
-        if member.name in FILE_NAMES:
-            files._add(member.name, _Range(fd, member.offset, member.size_bytes, member.crc32))
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            _list_directory(fd, stack, files)
         else:
-            files.faults.append(_unlisted(member.name))
-    files._finish()
+            _list_zip(fd, files)
+        files.check_sizes()
+    except BundleError as error:
+        raise BundleError(f"{path!r} is not a valid bundle", faults=(error.message,), hint=error.hint) from error
     return files
 
 
-def _list_directory(fd: int, stack: ExitStack) -> Files:
-    files = Files()
+def _list_zip(fd: int, files: Files) -> None:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TOTAL_BYTES + OVERHEAD_BYTES:
+        raise BundleError(f"the file has {status.st_size} bytes, more than {MAX_TOTAL_BYTES}, or is not a plain file")
+    for member in list_members(fd, status.st_size):
+        if member.name in FILE_NAMES:
+            files.add(member.name, _Range(fd, member.offset, member.size_bytes, member.crc32))
+        else:
+            files.faults.append(_unlisted(member.name))
+    files.faults += [f"{name} is missing" for name in FILE_NAMES if name not in files]
+
+
+def _list_directory(fd: int, stack: ExitStack, files: Files) -> None:
     with os.scandir(fd) as entries:
         for count, entry in enumerate(entries):
             if count == MAX_MEMBERS:
@@ -120,8 +127,6 @@ def _list_directory(fd: int, stack: ExitStack) -> Files:
                 files.faults.append(_unlisted(entry.name))
     for name in FILE_NAMES:
         _open_member(fd, name, files, stack)
-    files._finish()
-    return files
 
 
 def _open_member(directory: int, name: str, files: Files, stack: ExitStack) -> None:
@@ -129,14 +134,17 @@ def _open_member(directory: int, name: str, files: Files, stack: ExitStack) -> N
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
+        files.faults.append(f"{name} is missing")
         return
     if stat.S_ISREG(status.st_mode):
         fd = os.open(name, _READ | os.O_NOFOLLOW, dir_fd=directory)
         stack.callback(os.close, fd)
         status = os.fstat(fd)
-        files._add(name, _Range(fd, 0, status.st_size, None))
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        files.faults.append(f"{name} is a link, a directory or a special file, or has a second name (hard link)")
+        files.add(name, _Range(fd, 0, status.st_size, None))
+    if not stat.S_ISREG(status.st_mode):
+        files.faults.append(f"{name} is a link, a directory or a special file")
+    elif status.st_nlink != 1:
+        files.faults.append(f"{name} is known under a second name (hard link); copy the bundle to use it")
 
 
 def _unlisted(name: str) -> str:

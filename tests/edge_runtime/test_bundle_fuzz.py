@@ -8,7 +8,9 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,17 +74,22 @@ def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
                 Bundle.read(path)
 
 
+def cuts_of(bundle: Bundle, part: str) -> Iterator[Callable[[], object]]:
+    """Ways to read `bundle` with a shorter `part`, past every hash."""
+    if part == "manifest.json":
+        manifest = seal_manifest(bundle.manifest, ())
+        yield from (partial(read_manifest, manifest[:size]) for size in range(len(manifest)))
+    elif part == "model.onnx":
+        model = bundle.model_bytes
+        yield from (partial(check_graph, replace(bundle, model_bytes=model[:size])) for size in range(len(model)))
+    else:
+        # Every length is judged alike, by the end of the last tensor, and a whole check takes milliseconds.
+        weights = bundle.weights
+        yield from (partial(check_graph, replace(bundle, weights=weights[:n])) for n in range(0, len(weights), 997))
+
+
 @pytest.mark.parametrize("part", ["manifest.json", "model.onnx", "weights.bin"])
 def test_every_truncation_of_a_part_is_refused_although_its_hash_fits(tmp_path: Path, part: str) -> None:
-    bundle = tiny_bundle(tmp_path / "b.nnf")
-    manifest = seal_manifest(bundle.manifest, ())
-    if part == "manifest.json":
-        refused = [pytest.raises(BundleError, read_manifest, manifest[:size]) for size in range(len(manifest))]
-    elif part == "model.onnx":
-        cuts = [replace(bundle, model_bytes=bundle.model_bytes[:size]) for size in range(len(bundle.model_bytes))]
-        refused = [pytest.raises(BundleError, check_graph, cut) for cut in cuts]
-    else:
-        # Every length is judged alike, against the end of the last tensor; the whole check takes milliseconds.
-        cuts = [replace(bundle, weights=bundle.weights[:size]) for size in range(0, len(bundle.weights), 997)]
-        refused = [pytest.raises(BundleError, check_graph, cut) for cut in cuts]
-    assert len(refused) > 90
+    for read in cuts_of(tiny_bundle(tmp_path / "b.nnf"), part):
+        with pytest.raises(BundleError):
+            read()

@@ -76,8 +76,11 @@ def read_initializer(tensor: Any, weights: bytes) -> Value:
     if len(shape) > MAX_RANK or any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise BundleError(f"{what} has the shape {shape}, which is not allowed")
     wanted = math.prod(shape) * dtype.itemsize
-    data = tensor.raw_data if tensor.data_location == tensor.DEFAULT else _external(tensor, what, dtype, weights)
-    if len(data) != wanted or (tensor.data_location == tensor.DEFAULT and tensor.external_data):
+    outside = tensor.data_location != tensor.DEFAULT
+    if outside == tensor.HasField("raw_data") or outside != bool(tensor.external_data):
+        raise BundleError(f"{what} does not have its data in exactly one place")
+    data = _external(tensor, what, dtype, weights) if outside else tensor.raw_data
+    if len(data) != wanted:
         raise BundleError(f"{what} of shape {shape} has {len(data)} bytes, not {wanted}")
     constants = tuple(np.frombuffer(data, dtype).tolist()) if math.prod(shape) <= MAX_CONSTANTS else None
     return Value(dtype.name, shape, constants=constants, stored=True)
@@ -152,7 +155,7 @@ def _external(tensor: Any, what: str, dtype: np.dtype[Any], weights: bytes) -> m
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) != len(tensor.external_data) or entries.keys() != {"location", "offset", "length"}:
         raise BundleError(f"{what} does not give exactly location, offset and length of its external data")
-    if entries["location"] != WEIGHTS_FILE or tensor.HasField("raw_data"):
+    if entries["location"] != WEIGHTS_FILE:
         raise BundleError(f"{what} is stored in {entries['location'][:60]!r}, not in {WEIGHTS_FILE}")
     if not _NUMBER.fullmatch(entries["offset"]) or not _NUMBER.fullmatch(entries["length"]):
         raise BundleError(f"{what} has an offset or length that is not a plain number")
