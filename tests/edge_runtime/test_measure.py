@@ -145,6 +145,13 @@ def test_calibration_by_timing_finds_an_additive_machine(bundle: Bundle, space: 
     assert sum(errors) / len(errors) < 0.05
 
 
+def test_a_table_by_timing_never_predicts_less_than_nothing(bundle: Bundle) -> None:
+    """Each unit alone seems to save two thirds here, all three together cannot save twice the whole."""
+    session = FakeSession(SPACE, INPUTS, OUTPUTS, cost_ms=lambda gates: 3.0 if gates.is_default else 1.0)
+    model = calibrate(bundle, session, SessionOptions(), seed=0, clock_ns=session.now_ns)
+    assert min(model.predict_ms(gates) for gates in SPACE.enumerate()) > 0
+
+
 def test_calibration_by_kernels_prices_every_alternative_and_leaves_nothing(bundle: Bundle, tmp_path: Path) -> None:
     options = SessionOptions()
     session = open_session(bundle, options)
