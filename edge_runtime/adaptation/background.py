@@ -1,4 +1,4 @@
-"""Drives a job in one thread, quietly: low priority, a share of the time only, and gone soon after it is told to stop."""
+"""Drives a job in one thread, quietly: low priority, a share of the time only, gone soon after it is told to stop."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Control:
         self._readings.append((time_s, latency_ms, gates))
 
     def decide(self, active: Gates, limit_ms: float) -> Decision | None:
-        """The policy's decision after all frames noted since the last call; None where there is nothing to decide by."""
+        """The policy's decision after all frames noted since the last call; None where it has nothing to go by."""
         frontier, score = self.frontier, self._known.get(active)
         decision = None
         while self._readings:

@@ -17,7 +17,7 @@ __all__ = ["Memory", "memory_name"]
 
 
 def memory_name(digest: str, *parts: str) -> str:
-    """File name for one bundle on one machine: another runtime, processor, provider or thread count has another file."""
+    """File name for one bundle on one machine: another runtime, processor or thread count has another file."""
     return f"adapt-{digest[:16]}-{hashlib.sha256(chr(0).join((digest, *parts)).encode()).hexdigest()[:16]}.json"
 
 
@@ -46,13 +46,19 @@ class Memory:
             return None
         return budget.limit_ms(self.full_latency_ms or 0.0)
 
-    def start(self, budget: Budget) -> tuple[Gates, str] | None:
-        """The subnet to start with under a budget, and why; None where nothing is remembered."""
+    def start(self, budget: Budget | None) -> tuple[Gates, str] | None:
+        """The subnet to start with under a budget, and why; None where nothing is remembered that helps.
+
+        None as the budget takes up the last adaptation as it was; a budget without a latency limit asks for the full
+        subnet.
+        """
         if self.active is None or self.frontier is None:
             return None
-        limit_ms = self.limit_ms(budget)
-        if limit_ms is None or (self.active.latency_ms <= limit_ms and budget == self.budget):
+        if budget is None or budget == self.budget:
             return self.active.gates, "restored from the last adaptation"
+        limit_ms = self.limit_ms(budget)
+        if limit_ms is None:
+            return None
         score = self.frontier.best(limit_ms) or self.frontier.fastest
         return score.gates, f"from the remembered frontier: p95 {score.latency_ms:.2f} ms for {limit_ms:.2f} ms"
 

@@ -1,0 +1,402 @@
+"""`EdgeModel`: load, answer frames, adapt, swap, report. It wires; what decides, measures or searches is below."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime import sense
+from edge_runtime.adaptation import AdaptStatus
+from edge_runtime.adaptation.control import Control
+from edge_runtime.adaptation.memory import Memory, memory_name
+from edge_runtime.backends import open_session, runtime_versions
+from edge_runtime.backends.base import Array, Session, SessionOptions, random_inputs
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import InputError, UsageError
+from edge_runtime.evaluate import probabilities
+from edge_runtime.gates import Gates, GateSpace
+from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, check_labels, fit, normalise
+from edge_runtime.measure import Clock
+from edge_runtime.model.guard import Answer, OutputGuard
+from edge_runtime.model.loop import Loop
+from edge_runtime.model.meter import FrameMeter
+from edge_runtime.model.records import Prediction, Stats
+from edge_runtime.model.search import Labels, Searches
+from edge_runtime.objectives import Budget, Frontier
+from edge_runtime.policy import AdaptationPolicy
+from edge_runtime.profiles import DeviceProfile, choose_profile, load_profile
+from edge_runtime.state import StateDir
+from edge_runtime.swap import ActiveGates, Swap
+
+__all__ = ["EdgeModel"]
+
+
+class EdgeModel:
+    """One bundle, open on this machine. Every method may be called from any thread.
+
+    Latencies and budgets are those of the model's run at batch 1, as `nnf-edge benchmark` measures it; what a frame
+    takes besides is reported in `stats`.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        options: SessionOptions,
+        *,
+        profile: DeviceProfile,
+        state: StateDir,
+        budget: Budget | None = None,
+        buffer_frames: int = 0,
+        seed: int = 0,
+        policy: AdaptationPolicy | None = None,
+        versions: Mapping[str, str] | None = None,
+        clock_ns: Clock = time.perf_counter_ns,
+    ) -> None:
+        """Wire an open session; applications use `load`."""
+        self.bundle = bundle
+        """What was loaded."""
+        self.profile = profile
+        """The device profile in force."""
+        self._session, self._options, self._state, self._seed = session, options, state, seed
+        self._clock_ns = clock_ns
+        self._spec = bundle.manifest.preprocessing
+        self._input = bundle.manifest.inputs[0].name
+        self._logits = bundle.manifest.outputs[0].name
+        self._classes = bundle.manifest.task.class_names
+        self._process = os.getpid()
+        self._closed = False
+        self._buffer = SampleBuffer(buffer_frames, self._spec.height, self._spec.width, seed)
+        self._meter = FrameMeter()
+        self._guard = OutputGuard(session, self.space.default, clock_ns)
+        self._control = Control(policy or AdaptationPolicy())
+        self._active = ActiveGates(self.space.default)
+        parts = (session.name, options.key(), sense.cpu_features_key(), str(sorted((versions or {}).items())))
+        name = memory_name(bundle.digest, *parts)
+        memory = Memory.read(state, name, self.space)
+        self._begin(memory, budget)
+        self._searches = Searches(
+            bundle,
+            session,
+            options,
+            active=self._active,
+            control=self._control,
+            state=state,
+            memory_name=name,
+            memory=memory,
+            duty=profile.limits.adapt_cpu_percent / 100,
+            seed=seed,
+            clock_ns=clock_ns,
+        )
+        self._loop = Loop(
+            active=self._active,
+            control=self._control,
+            searches=self._searches,
+            buffer=self._buffer,
+            budget=budget or (memory and memory.budget) or profile.budget,
+            limits=profile.limits,
+            seed=seed,
+            clock_ns=clock_ns,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        budget: Budget | None = None,
+        profile: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        buffer_frames: int = 0,
+        state_dir: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+    ) -> EdgeModel:
+        """Open a bundle: verify it, load it, warm it up, and take up the last adaptation on this machine.
+
+        Args:
+            path: A `.nnf` file or a bundle directory.
+            budget: What the application can afford. None takes the budget of the remembered adaptation, else the
+                profile's; `Budget()` asks for the full subnet.
+            profile: Name or path of a device profile; None chooses by this machine.
+            threads: Threads inside an operator; None takes the profile's, cut to the CPUs that the process may use.
+            providers: Execution providers of onnxruntime in order of preference; None means the CPU.
+            buffer_frames: Frames to keep for adaptation, in memory only; 0 keeps none.
+            state_dir: Where gates, frontier and latency table are kept; None means the user's state directory, and that
+                the model runs without a cache where it cannot be written.
+            seed: Of every random decision.
+
+        Raises:
+            BundleError: The bundle is missing, damaged or refused.
+            BackendError: onnxruntime is missing or lacks a provider.
+            StateError: `state_dir` was named and cannot be written.
+            ProfileError: The profile is unknown or invalid.
+            UsageError: Another argument cannot be meant.
+        """
+        if budget is not None and not isinstance(budget, Budget):
+            raise UsageError(f"budget is {type(budget).__name__}", hint="write Budget(latency_ms=33)")
+        state = StateDir.open(state_dir)
+        bundle = Bundle.read(path)
+        chosen = _profile(profile)
+        count = min(chosen.threads, sense.cpu_threads()) if threads is None else threads
+        options = SessionOptions(count, tuple(providers) if providers else SessionOptions().providers)
+        session = open_session(bundle, options)
+        try:
+            return cls(
+                bundle,
+                session,
+                options,
+                profile=chosen,
+                state=state,
+                budget=budget,
+                buffer_frames=buffer_frames,
+                seed=seed,
+                versions=runtime_versions(),
+            )
+        except BaseException:
+            session.close()
+            raise
+
+    def _begin(self, memory: Memory | None, budget: Budget | None) -> None:
+        """Warm up, and start with the remembered subnet where there is one."""
+        warm = random_inputs(self._session.inputs, seed=self._seed)
+        self._guard.run(warm, self.space.default)
+        if memory is None or memory.frontier is None:
+            return
+        scores = () if memory.active is None else (memory.active,)
+        self._control.learn(memory.frontier, scores)
+        start = memory.start(budget)
+        if start is not None:
+            self._active.swap(*start)
+            self._guard.run(warm, start[0])
+
+    @property
+    def space(self) -> GateSpace:
+        """The gates that this model has."""
+        return self.bundle.manifest.space
+
+    @property
+    def gates(self) -> Gates:
+        """The active subnet."""
+        return self._active.gates
+
+    @property
+    def frontier(self) -> Frontier | None:
+        """The subnets worth having on this machine and data; None before the first search."""
+        return self._control.frontier
+
+    @property
+    def budget(self) -> Budget:
+        """The budget in force."""
+        return self._loop.budget
+
+    @property
+    def threads(self) -> int:
+        """Threads inside an operator."""
+        return self._options.threads
+
+    @property
+    def search_seconds(self) -> float:
+        """Time limit of `adapt(..., wait=True)`, seconds; the finalists are measured beyond it if need be."""
+        return self._loop.search_seconds
+
+    def __call__(self, frame: Frame) -> Prediction:
+        """Answer one frame: uint8 [H, W, 3] in RGB of any size, by the manifest's preprocessing.
+
+        Raises:
+            InputError: Not such an array.
+            BackendError: Not even the full subnet gives a usable output.
+        """
+        began_ns = self._clock_ns()
+        self._check_open()
+        image = fit(frame, self._spec)
+        answer = self._answer({self._input: normalise(image, self._spec)[None]}, self._active.lease().gates)
+        outputs = {name: output[0] for name, output in answer.outputs.items()}
+        shares = probabilities(outputs[self._logits])
+        best = int(shares.argmax())
+        self._buffer.add(image)
+        took_ns = self._clock_ns() - began_ns
+        self._meter.add(answer.run_ns, took_ns - answer.run_ns, self._loop.limit_ms)
+        return Prediction(
+            outputs, self._classes[best], float(shares[best]), answer.gates, answer.run_ns / 1e6, bool(answer.fault)
+        )
+
+    def infer(self, x: Array | Mapping[str, Array], gates: Gates | str | None = None) -> dict[str, Array]:
+        """Run prepared tensors, batches too.
+
+        Args:
+            x: The image input float32 [N, 3, H, W], or every input by name.
+            gates: The subnet for this call, or its text form; None means the active one.
+
+        Returns:
+            Every output by name, with the batch dimension.
+
+        Raises:
+            InputError: A wrong name, dtype or shape, or NaN or infinity in an input.
+            GateError: No such subnet, or gates of another model.
+            BackendError: Not even the full subnet gives a usable output.
+        """
+        self._check_open()
+        inputs = dict(x) if isinstance(x, Mapping) else {self._input: x}
+        for name, array in inputs.items():
+            if isinstance(array, np.ndarray):  # the session names what is no array
+                check_finite(name, array)
+        answer = self._answer(inputs, self._active.lease().gates if gates is None else self._gates(gates))
+        self._meter.add(answer.run_ns, None, None)
+        return answer.outputs
+
+    def _answer(self, inputs: Mapping[str, Array], gates: Gates) -> Answer:
+        answer = self._guard.run(inputs, gates)
+        if answer.fault:
+            self._control.forget(gates)
+            self._active.swap(answer.gates, f"unusable output of {gates}: {answer.fault}", expected=gates)
+        elif len(next(iter(inputs.values()))) == 1:
+            self._control.observe(self._clock_ns() / 1e9, answer.run_ns / 1e6, gates)
+        return answer
+
+    def adapt(
+        self,
+        samples: Samples | Sequence[Frame] | npt.NDArray[np.uint8] | None = None,
+        labels: Sequence[int] | npt.NDArray[np.int64] | None = None,
+        *,
+        budget: Budget | None = None,
+        wait: bool = False,
+        seconds: float | None = None,
+        tell: Callable[[AdaptStatus], None] | None = None,
+    ) -> AdaptStatus:
+        """With samples, search for the best subnet within the budget; without, one tick of the loop.
+
+        A tick takes microseconds: it moves along the frontier by the policy, and starts a search in the background when
+        the buffer holds enough frames and none was made for a while.
+
+        Args:
+            samples: uint8 frames [H, W, 3] of any size, or `Samples`. They stay in memory, and only during the search.
+            labels: Class index of each; None searches by agreement with the full subnet.
+            budget: A new budget from now on; None keeps the present one.
+            wait: Search now and return when it is done; else it runs in the background, within the profile's share of
+                one CPU. Without samples: wait for the search that runs, or search the buffer.
+            seconds: Time limit of the search; None means `search_seconds`.
+            tell: Called with the present status after each slice of a search that is waited for.
+
+        Raises:
+            InputError: Samples or labels that cannot be used, or nothing to wait for.
+            BudgetError: Waited for, and no subnet meets the budget; names the fastest one and its measured latency.
+        """
+        self._check_open()
+        if budget is not None:
+            self._loop.set_budget(budget)
+        if samples is None and labels is not None:
+            raise InputError("labels were given without their images", hint="give samples too")
+        if samples is None:
+            return self._loop.wait(seconds, tell or _silent) if wait else self._loop.tick()
+        images, targets = self._gather(samples, labels)
+        return self._loop.search(images, targets, wait=wait, seconds=seconds, tell=tell or _silent)
+
+    def _gather(
+        self,
+        samples: Samples | Sequence[Frame] | npt.NDArray[np.uint8],
+        labels: Sequence[int] | npt.NDArray[np.int64] | None,
+    ) -> tuple[Frame, Labels | None]:
+        """Images at the model's input size, and their labels."""
+        if isinstance(samples, Samples):
+            frames: Sequence[Frame] = samples.images
+            labels = samples.labels if labels is None else labels
+        else:
+            frames = list(samples)
+        if not frames:
+            raise InputError("there are no images in the samples", hint="give at least one, better 64 or more")
+        targets = None if labels is None else check_labels(labels, len(frames), len(self._classes))
+        return np.stack([fit(frame, self._spec) for frame in frames]), targets
+
+    def swap(self, gates: Gates | str, reason: str = "asked for") -> Swap | None:
+        """Make a subnet the active one from the next frame on; the policy may move on from it when the loop ticks.
+
+        Args:
+            gates: A vector of this model, its text form, or ``full``.
+            reason: For the history.
+
+        Returns:
+            The record of the swap; None where that subnet was active already.
+
+        Raises:
+            GateError: No such subnet.
+        """
+        self._check_open()
+        return self._active.swap(self._gates(gates), reason)
+
+    def _gates(self, gates: Gates | str) -> Gates:
+        return self.space.parse(gates) if isinstance(gates, str) else gates
+
+    def stats(self) -> Stats:
+        """What happened since the model was loaded."""
+        p50, p95, p99 = self._meter.percentiles_ms(50, 95, 99)
+        memory = sense.process_memory()
+        lease = self._active.lease()
+        state = self._searches.note or self._state.note
+        return Stats(
+            frames=self._meter.frames,
+            p50_ms=p50,
+            p95_ms=p95,
+            p99_ms=p99,
+            overhead_p50_ms=self._meter.overhead_ms(),
+            deadline_misses=self._meter.misses,
+            limit_ms=self._loop.limit_ms,
+            budget=self._loop.budget.to_json(),
+            active=str(lease.gates),
+            load=self._control.load,
+            swaps_total=lease.generation,
+            swaps=self._active.history,
+            bad_outputs=self._guard.bad_outputs,
+            search=self._searches.progress().phase,
+            buffered_frames=len(self._buffer),
+            rss_bytes=None if isinstance(memory.rss_bytes, sense.Unknown) else memory.rss_bytes,
+            peak_bytes=None if isinstance(memory.peak_bytes, sense.Unknown) else memory.peak_bytes,
+            backend=self._session.name,
+            threads=self._options.threads,
+            profile=self.profile.name,
+            bundle=self.bundle.digest,
+            state=state,
+        )
+
+    def close(self) -> None:
+        """End the search within 2 s, overwrite the kept frames with zeros, and give the memory back. Twice is fine."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        self._searches.stop()
+        self._buffer.close()
+        self._session.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("the model is closed", hint="load it again")
+        if os.getpid() != self._process:
+            raise UsageError(
+                "the model was loaded before this process was forked, and its threads are not in it",
+                hint="load it in the child, or start processes by 'spawn'",
+            )
+
+    def __enter__(self) -> EdgeModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _silent(status: AdaptStatus) -> None:
+    """Nobody wants to know."""
+
+
+def _profile(name_or_path: str | os.PathLike[str] | None) -> DeviceProfile:
+    if name_or_path is not None:
+        return load_profile(name_or_path)
+    board = sense.board()
+    return choose_profile(platform.machine(), "" if isinstance(board, sense.Unknown) else board)

@@ -1,0 +1,230 @@
+"""The searches of one open model: makes jobs, runs them here or in the background, keeps and applies what they find."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptStatus, Finals
+from edge_runtime.adaptation.background import BackgroundJob
+from edge_runtime.adaptation.control import Control
+from edge_runtime.adaptation.memory import Memory
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.backends.base import Session, SessionOptions
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import EdgeError, InputError, StateError
+from edge_runtime.evaluate import Evaluator
+from edge_runtime.gates import Gates
+from edge_runtime.inputs import Frame, normalise
+from edge_runtime.measure import Clock, LatencyModel, calibrate
+from edge_runtime.objectives import Budget
+from edge_runtime.state import StateDir
+from edge_runtime.swap import ActiveGates
+
+__all__ = ["Searches", "images_alike"]
+
+Labels = npt.NDArray[np.int64]
+
+ALIKE_LEVELS = 1.5
+"""Standard deviation over the images, in grey levels of 256, below which they show one and the same thing."""
+
+ALIKE_FROM = 8
+"""Images from which that is judged."""
+
+FOREGROUND_BATCH = 32
+BACKGROUND_BATCH = 4
+"""Images per run: a large batch is faster, a small one leaves the processor sooner."""
+
+
+class Searches:
+    """At most one search at a time. Thread-safe where the model calls it from several threads."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        options: SessionOptions,
+        *,
+        active: ActiveGates,
+        control: Control,
+        state: StateDir,
+        memory_name: str,
+        memory: Memory | None,
+        duty: float,
+        seed: int,
+        clock_ns: Clock = time.perf_counter_ns,
+    ) -> None:
+        self.memory = memory
+        """What is known of this bundle on this machine; None before the first calibration."""
+        self.status = AdaptStatus(active.gates, "idle", 1.0, False, "no search was made yet")
+        """After the last search."""
+        self.error: EdgeError | None = None
+        """Why the last search in the background failed; None where it did not."""
+        self.note = ""
+        """Why the last result could not be kept; empty where it was."""
+        self._bundle, self._session, self._options = bundle, session, options
+        self._active, self._control, self._state = active, control, state
+        self._memory_name, self._duty, self._seed, self._clock_ns = memory_name, duty, seed, clock_ns
+        self._prior = AdditiveCost.damage(bundle.manifest.space, bundle.manifest.prior)
+        self._background: BackgroundJob | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def running(self) -> BackgroundJob | None:
+        """The search in the background; None while there is none."""
+        background = self._background
+        return background if background is not None and background.running else None
+
+    def progress(self) -> AdaptStatus:
+        """The present status: of the running search, else of the last one. Microseconds."""
+        background = self.running
+        if background is None:
+            return self.status
+        job = background.job
+        if job is None:
+            return replace(self.status, phase="calibrate", progress=0.0, changed=False, reason="a search begins")
+        return replace(
+            self.status,
+            active=self._active.gates,
+            phase=job.phase,
+            progress=job.progress,
+            changed=False,
+            reason=f"searching: {job.phase}",
+            samples=job.evaluator.count,
+            labelled=job.evaluator.labelled,
+            seconds=job.seconds,
+        )
+
+    def run(
+        self, images: Frame, labels: Labels | None, budget: Budget, plan: AdaptPlan, tell: Callable[[AdaptStatus], None]
+    ) -> AdaptStatus:
+        """Search now, in this thread, and apply what was found; `tell` is called after each slice."""
+        self.stop()
+        with self._lock:
+            before = self._active.gates
+            job = self._job(images, labels, plan, FOREGROUND_BATCH)
+            for _ in job.steps():
+                tell(AdaptStatus(before, job.phase, job.progress, False, f"searching: {job.phase}"))
+            return self._apply(job, budget, before)
+
+    def start(self, take: Callable[[], tuple[Frame, Labels | None]], budget: Budget, plan: AdaptPlan) -> None:
+        """Search in the background; `take` gives the images, and is called there."""
+        self.stop()
+        self.error = None
+        before = self._active.gates
+
+        def done(job: AdaptJob) -> None:
+            with self._lock:
+                self._apply(job, budget, before)
+
+        def failed(error: EdgeError) -> None:
+            self.error = error
+            self.status = replace(
+                self.status, active=self._active.gates, phase="failed", progress=1.0, changed=False, reason=str(error)
+            )
+
+        self._background = BackgroundJob(
+            lambda: self._job(*take(), plan, BACKGROUND_BATCH), done=done, failed=failed, duty=self._duty
+        )
+
+    def wait(self) -> AdaptStatus:
+        """Let the search in the background use the whole time, and wait for it. Raises what ended it."""
+        background = self.running
+        if background is not None:
+            background.hurry()
+            background.wait()
+        if self.error is not None:
+            raise self.error
+        return self.status
+
+    def stop(self) -> None:
+        """End the search in the background, if there is one; what it had is dropped."""
+        background, self._background = self._background, None
+        if background is not None:
+            background.close()
+
+    def _job(self, images: Frame, labels: Labels | None, plan: AdaptPlan, batch_size: int) -> AdaptJob:
+        if images_alike(images):
+            raise InputError(
+                f"the {len(images)} images are all but the same", hint="give images of different scenes to adapt to"
+            )
+        order = np.random.default_rng(plan.seed).permutation(len(images))
+        manifest = self._bundle.manifest
+        evaluator = Evaluator(
+            self._session,
+            manifest.space.default,
+            images[order],
+            manifest.preprocessing,
+            labels=None if labels is None else labels[order],
+            batch_size=batch_size,
+        )
+        one = {self._session.inputs[0].name: normalise(images[order[0]], manifest.preprocessing)[None]}
+        return AdaptJob(
+            finals=Finals(self._session, one, seed=plan.seed, clock_ns=self._clock_ns),
+            evaluator=evaluator,
+            calibrate=self._table,
+            prior=self._prior,
+            current=self._active.gates,
+            plan=plan,
+            clock_ns=self._clock_ns,
+        )
+
+    def _table(self) -> LatencyModel:
+        """The latency table of this machine; learned once, then remembered."""
+        if self.memory is None:
+            with self._state.scratch() as scratch:
+                table = calibrate(self._bundle, self._session, self._options, seed=self._seed, scratch=scratch)
+            self.memory = Memory(table)
+            self._keep()
+        return self.memory.table
+
+    def _apply(self, job: AdaptJob, budget: Budget, before: Gates) -> AdaptStatus:
+        """Make the chosen subnet the active one, tell the loop's control, remember it."""
+        result = job.result
+        if result is None:
+            raise EdgeError("the search did not end", hint="run its steps to the end")
+        chosen = result.choice.score
+        measured = tuple(c.score for c in result.candidates if c.score.measured)
+        self._control.learn(result.frontier, measured)
+        self.memory = Memory(self._table(), chosen, result.frontier, result.full_latency_ms, budget)
+        self._active.swap(chosen.gates, f"adapted: {result.choice.reason}")
+        self._keep()
+        self.status = AdaptStatus(
+            active=self._active.gates,
+            phase="done",
+            progress=1.0,
+            changed=chosen.gates != before,
+            reason=result.choice.reason,
+            frontier=result.frontier,
+            candidates=result.candidates,
+            budget=budget,
+            limit_ms=self.memory.limit_ms(budget),
+            full_latency_ms=result.full_latency_ms,
+            samples=job.evaluator.count,
+            labelled=job.evaluator.labelled,
+            seconds=job.seconds,
+            ended_early=result.ended_early,
+        )
+        return self.status
+
+    def _keep(self) -> None:
+        """Write what is known; a disk that refuses costs the cache, never the answer."""
+        self.note = ""
+        if self.memory is not None:
+            try:
+                self.memory.save(self._state, self._memory_name)
+            except StateError as error:
+                self.note = str(error)
+
+
+def images_alike(images: Frame) -> bool:
+    """Whether images uint8 [n, H, W, 3] differ so little (black frames, a fixed scene) that they tell nothing."""
+    if len(images) < ALIKE_FROM:
+        return False
+    spread = images[:, ::4, ::4].astype(np.float32).std(axis=0)
+    return bool(spread.mean() < ALIKE_LEVELS)
