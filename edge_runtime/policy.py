@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from edge_runtime.checks import finite, whole
+from edge_runtime.checks import finite, positive, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Frontier, Score
@@ -99,7 +99,7 @@ class AdaptationPolicy:
     """Frames that are remembered, at least `down_after_frames`."""
 
     up_after_s: float = 5.0
-    """How long a better subnet must fit before the first climb, seconds, at least 0."""
+    """How long a better subnet must fit before the first climb, seconds, above 0."""
 
     max_up_after_s: float = 300.0
     """Longest patience after failed climbs, seconds, at least `up_after_s`."""
@@ -113,7 +113,8 @@ class AdaptationPolicy:
     def __post_init__(self) -> None:
         whole("down_after_frames", self.down_after_frames, low=1)
         whole("window", self.window, low=self.down_after_frames)
-        for name in ("up_after_s", "dwell_s", "margin"):
+        positive("up_after_s", self.up_after_s)
+        for name in ("dwell_s", "margin"):
             if finite(name, getattr(self, name)) < 0:
                 raise UsageError(f"{name} is {getattr(self, name):g}, below 0")
         if finite("max_up_after_s", self.max_up_after_s) < self.up_after_s:
@@ -188,7 +189,8 @@ class AdaptationPolicy:
         if target.latency_ms > active.latency_ms:
             return History(target.gates, (), now, now, math.inf, failed)
         if history.climbed_s > -math.inf:
-            failed = failed + 1 if now - history.climbed_s <= self._patience_s(history) else 0
+            soon = now - history.climbed_s <= self._patience_s(history) + self.dwell_s
+            failed = failed + 1 if soon or len(history.ratios) < self.window else 0
         return History(target.gates, (), now, -math.inf, math.inf, failed)
 
 
