@@ -18,7 +18,7 @@ from builder.mobilenet import MEAN, STD, MobileNetV2, load_folded, recenter_batc
 from builder.runlog import RunLog
 from edge_runtime.errors import StateError
 
-__all__ = ["RESOLUTION", "WEIGHTS", "as_image_set", "default_config", "load_oracle", "train_oracle"]
+__all__ = ["AUGMENTATION", "RESOLUTION", "WEIGHTS", "as_image_set", "default_config", "load_oracle", "train_oracle"]
 
 RESOLUTION = 112
 """Side of the crops in pixels."""
@@ -26,13 +26,17 @@ RESOLUTION = 112
 WEIGHTS = Path("weights") / "mobilenet_v2_1.0_224_folded_f16.npz"
 """Inside the data folder."""
 
+AUGMENTATION = Augmentation(rotate_degrees=15.0, upside_down=True)
+"""Mild; objects on the ground are seen from above, so any side may be up."""
+
+_BATCH = 32
 _STATISTICS_IMAGES = 512
 
 
-def default_config(seed: int) -> FitConfig:
-    """How the oracle is fine-tuned: a few epochs, no moving average, mild augmentation."""
-    augmentation = Augmentation(rotate_degrees=15.0, upside_down=True)
-    return FitConfig(epochs=5, batch_size=32, learning_rate=1e-3, augmentation=augmentation, seed=seed)
+def default_config(seed: int, train_count: int) -> FitConfig:
+    """How the oracle is fine-tuned on `train_count` crops: at least 5 epochs and 200 steps."""
+    epochs = max(5, -(-200 * _BATCH // train_count))
+    return FitConfig(epochs=epochs, batch_size=_BATCH, learning_rate=1e-3, augmentation=AUGMENTATION, seed=seed)
 
 
 def as_image_set(crops: FodCrops) -> ImageSet:

@@ -9,8 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from builder import checkpoint  # noqa: E402
-from edge_runtime.errors import StateError  # noqa: E402
+from builder import checkpoint
+from edge_runtime.errors import StateError
 
 pytestmark = pytest.mark.builder
 

@@ -5,13 +5,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from torch import nn  # noqa: E402
+from torch import nn
 
-from builder import checkpoint  # noqa: E402
-from builder.fit import FitConfig, accuracy, fit, logits_of  # noqa: E402
-from builder.images import Augmentation, ImageSet, epoch_batches  # noqa: E402
-from builder.runlog import RunLog  # noqa: E402
-from edge_runtime.errors import InputError, StateError, UsageError  # noqa: E402
+from builder import checkpoint
+from builder.fit import FitConfig, accuracy, fit, logits_of
+from builder.images import Augmentation, ImageSet, epoch_batches
+from builder.runlog import RunLog
+from edge_runtime.errors import InputError, StateError, UsageError
 
 pytestmark = pytest.mark.builder
 

@@ -6,11 +6,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402, N812
-from torch import fx, nn  # noqa: E402
+import torch.nn.functional as F  # noqa: N812
+from torch import fx, nn
 
-from builder.mobilenet import InvertedResidual, MobileNetV2, load_folded, recenter_batch_norms, same_padding  # noqa: E402
-from edge_runtime.errors import InputError  # noqa: E402
+from builder.mobilenet import InvertedResidual, MobileNetV2, load_folded, recenter_batch_norms, same_padding
+from edge_runtime.errors import InputError
 
 pytestmark = pytest.mark.builder
 

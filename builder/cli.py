@@ -1,0 +1,166 @@
+"""`nnf-build`: train a bundle, one recipe a verb. Needs ``pip install 'nnf-edge[build]'``.
+
+Every recipe goes on where it was stopped, keeps its steps in a work folder, and holds the machine's one lock, so that
+it never runs beside a benchmark. Exit codes are those of ``nnf-edge``: 0 ok; 1 failed; 2 usage; 5 torch is missing; 6
+the machine is in use; 74 input or output; 130, 143 interrupted or terminated. Parsing imports neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from builder import require_torch
+from edge_runtime.errors import BundleError, EdgeError, StateError, UsageError
+
+if TYPE_CHECKING:
+    from builder.recipes.common import Request
+    from builder.runlog import RunLog
+    from edge_runtime.bundle import Bundle
+
+__all__ = ["main"]
+
+_INTERRUPTED, _TERMINATED = 130, 143
+
+_EPILOG = """\
+start here
+  nnf-build demo                          from nothing to a bundle, about 15 minutes on two cores
+  nnf-build runway --data shared/data     real photographs (FOD-A) and ImageNet weights, about 45 minutes
+
+Stop it whenever you like: the same command goes on where it was.
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors in our form."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one recipe; `argv` without the program's name. Returns the exit code and raises nothing."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _end_on_sigterm()
+        return _run(words)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return _INTERRUPTED
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except Exception as error:
+        return _explain(error, debug="--debug" in words)
+
+
+def _run(words: list[str]) -> int:
+    parser = _parser()
+    arguments = parser.parse_args(words)
+    if arguments.verb is None:
+        parser.print_help()
+        return 0
+    require_torch()
+    # Idle worker threads that spin would slow down whatever else the machine does.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from builder.recipes.common import Request
+    from builder.runlog import RunLog
+    from edge_runtime.measure import machine_lock
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    work = arguments.work or Path("work") / arguments.verb
+    out = arguments.out or work / f"{arguments.verb}.nnf"
+    command = shlex.join(["nnf-build", *words])
+    request = Request(work=work, out=out, seed=arguments.seed, data=getattr(arguments, "data", None), command=command)
+    with machine_lock(f"nnf-build {arguments.verb}"), RunLog(work / "log.jsonl") as log:
+        log.event("begin", {"command": command})
+        bundle = _recipe(arguments, request, log)
+    print(f"{out}: {bundle.manifest.name}, digest {bundle.digest[:12]}")
+    return 0
+
+
+def _recipe(arguments: argparse.Namespace, request: Request, log: RunLog) -> Bundle:
+    if arguments.verb == "demo":
+        from builder.recipes import demo
+
+        return demo.build(request, log)
+    from builder.recipes import runway
+
+    return runway.build(request, log, dry_bright_only=arguments.dry_bright_only)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="nnf-build",
+        description="Train a network, make it elastic, and pack it as a bundle for nnf-edge.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    demo = verbs.add_parser("demo", help="the model that nnf-edge ships, from rendered scenes", allow_abbrev=False)
+    runway = verbs.add_parser(
+        "runway", help="runway debris (FOD-A) with a MobileNetV2 from ImageNet", allow_abbrev=False
+    )
+    runway.add_argument("--data", type=Path, metavar="DIR", default=os.environ.get("NNF_DATA"), help="folder with "
+                        "fod_a_224px.npz and weights/ (default: $NNF_DATA)")  # fmt: skip
+    runway.add_argument(
+        "--dry-bright-only", action="store_true", help="train on dry, bright frames of the 14 common classes only"
+    )
+    for verb in (demo, runway):
+        verb.add_argument("--work", type=Path, metavar="DIR", help="kept between runs (default: work/VERB)")
+        verb.add_argument("--out", type=Path, metavar="FILE", help="the bundle (default: VERB.nnf in the work folder)")
+        verb.add_argument("--seed", type=_count, default=0, metavar="N", help="0 or more (default: 0)")
+        verb.add_argument("--threads", type=_threads, metavar="N", help="torch's threads (default: one per core)")
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 999999999")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    if not 1 <= (count := _count(text)) <= 1024:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads from 1 to 1024")
+    return count
+
+
+def _end_on_sigterm() -> None:
+    """Let SIGTERM unwind the stack, so that the log is closed and worker processes are reaped."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(_TERMINATED)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, stop)
+
+
+def _explain(error: Exception, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, OSError) and not isinstance(error, EdgeError):
+        error = StateError(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    if not isinstance(error, EdgeError):
+        print(f"nnf-build: {type(error).__name__}: {error}", file=sys.stderr)
+        print("  this is a fault of nnf-build; run it again with --debug and report what it prints", file=sys.stderr)
+        return EdgeError.exit_code
+    print(f"nnf-build: {error.message}", file=sys.stderr)
+    for fault in error.faults if isinstance(error, BundleError) else ():
+        print(f"  - {fault}", file=sys.stderr)
+    if error.hint:
+        print(f"  {error.hint}", file=sys.stderr)
+    return error.exit_code

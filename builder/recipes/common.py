@@ -1,0 +1,193 @@
+"""The part that all recipes share: from a trained oracle to a packed, verified bundle, in resumable steps.
+
+Each step keeps its result in the work folder and is skipped when it is done: `settings.json` (what the folder is for),
+`local.pt` and `paths.pt` (training), `prior.json`, then the bundle. `log.jsonl` tells how long each took and what came
+out. A folder that was begun with other settings is refused, never mixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from builder.distill import LocalConfig, PathConfig, measure_prior, train_local, train_paths
+from builder.distill.loop import Batch
+from builder.elastify import ElasticOptions, Supernet, elastify
+from builder.export import BundleInfo, check_parity, pack, static_model
+from builder.files import write_atomically
+from builder.fit import accuracy
+from builder.images import Augmentation, ImageSet, epoch_batches
+from builder.runlog import RunLog
+from edge_runtime.backends import runtime_versions
+from edge_runtime.bundle import Bundle, Preprocessing, Provenance
+from edge_runtime.errors import StateError
+
+__all__ = ["Plan", "Request", "build_bundle", "claim_work", "provenance"]
+
+_FIT_IMAGES = 128
+"""Training images, without labels, for the importance of channels and the closed-form initialisation."""
+
+_CHECK_IMAGES = 256
+"""Validation images, without labels, for the prior and the parity with torch."""
+
+_LAYOUT = torch.channels_last
+"""Of the training: depthwise convolutions are faster so on CPUs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked a recipe for."""
+
+    work: Path
+    """Folder for everything that is kept between runs."""
+
+    out: Path
+    """Where the result goes."""
+
+    seed: int = 0
+    data: Path | None = None
+    """Folder with the user's data, for recipes that need one."""
+
+    command: str = ""
+    """The command that makes it again, for the bundle's provenance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How an oracle is made elastic."""
+
+    options: ElasticOptions
+    local: LocalConfig
+    paths: PathConfig
+    batch_size: int
+    augmentation: Augmentation
+    seed: int
+
+
+def claim_work(work: Path, recipe: str, settings: Mapping[str, Any]) -> None:
+    """Mark `work` as the folder of this recipe with these settings; `StateError` where it was begun with others."""
+    wanted = json.dumps({"recipe": recipe} | dict(settings), sort_keys=True, indent=1, default=str)
+    path = work / "settings.json"
+    try:
+        found = path.read_text(encoding="utf-8") if path.exists() else None
+    except OSError as error:
+        raise StateError(f"{path} cannot be read: {error}", hint="choose another --work folder") from error
+    if found is not None and found != wanted:
+        raise StateError(
+            f"{work} holds a run with other settings", hint="choose another --work folder, or delete that one"
+        )
+    if found is None:
+        write_atomically(path, wanted.encode())
+
+
+def provenance(recipe: str, *, oracle: str, data: str, request: Request) -> Provenance:
+    """Where the bundle comes from, with the versions of what made it."""
+    return Provenance(
+        oracle=oracle,
+        data=data,
+        recipe=recipe,
+        seed=request.seed,
+        versions=dict(runtime_versions()) | {"torch": torch.__version__},
+        command=request.command or recipe,
+        created_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def preprocessing_of(images: ImageSet) -> Preprocessing:
+    """How the runtime makes of a frame what the network was trained on."""
+    height, width = images.images.shape[1:3]
+    return Preprocessing(height=height, width=width, mean=images.mean, std=images.std)
+
+
+def build_bundle(
+    oracle: nn.Module,
+    train: ImageSet,
+    validation: ImageSet,
+    plan: Plan,
+    info: BundleInfo,
+    *,
+    work: Path,
+    out: Path,
+    log: RunLog,
+) -> Bundle:
+    """Elastify `oracle`, train its alternatives, export, verify against torch, and only then put the bundle at `out`.
+
+    `validation` is used without its labels for the prior and the parity check, and with them for figures only. The
+    oracle's static export, the yardstick of every latency, is left in `work`/oracle.onnx.
+
+    Raises:
+        BuildError: the exported graph is not the trained network.
+        StateError: a checkpoint in `work` is damaged, or a place cannot be written.
+    """
+    supernet = _trained(oracle, train, plan, work, log)
+    held_out = _spread(validation, _CHECK_IMAGES)
+    prior = _prior(supernet, held_out, work, log)
+    with log.step("export") as figures:
+        figures["oracle_validation_accuracy"] = accuracy(oracle, validation)
+        draft = work / f"{info.name}.nnf"
+        own = {key: float(value) for key, value in figures.items() if isinstance(value, (int, float))}
+        bundle = pack(supernet, prior, dataclasses.replace(info, figures=dict(info.figures) | own), draft)
+        report = check_parity(supernet, oracle, bundle, held_out)
+        figures |= dataclasses.asdict(report) | {"digest": bundle.digest, "bytes": draft.stat().st_size}
+        write_atomically(work / "oracle.onnx", static_model(oracle, held_out[:2]))
+        write_atomically(out, draft.read_bytes())
+    return Bundle.read(out)
+
+
+def _trained(oracle: nn.Module, train: ImageSet, plan: Plan, work: Path, log: RunLog) -> Supernet:
+    with log.step("elastify") as figures:
+        torch.manual_seed(plan.seed)
+        supernet = elastify(oracle, _spread(train, _FIT_IMAGES), plan.options, seed=plan.seed)
+        supernet.to(memory_format=_LAYOUT)
+        merged = sum(span > 1 for group in supernet.space.groups for span in group.spans)
+        figures |= {"units": len(supernet.units), "merged": merged, "subnets": float(supernet.space.size())}
+        figures["alternatives"] = sum(group.size - 1 for group in supernet.space.groups)
+
+    def source(epoch: int, first: int) -> Iterable[Batch]:
+        drawn = epoch_batches(
+            train, plan.batch_size, seed=plan.seed, epoch=epoch, augmentation=plan.augmentation, first=first
+        )
+        return ((inputs.contiguous(memory_format=_LAYOUT), labels) for inputs, labels in drawn)
+
+    with log.step("local") as figures:
+        torch.manual_seed(plan.seed)
+        figures["error"] = train_local(supernet, plan.local, source, work / "local.pt", log)
+    with log.step("paths") as figures:
+        torch.manual_seed(plan.seed)
+        figures["loss"] = train_paths(supernet, plan.paths, source, work / "paths.pt", log)
+    return supernet
+
+
+def _prior(supernet: Supernet, images: torch.Tensor, work: Path, log: RunLog) -> tuple[tuple[float, ...], ...]:
+    """The measured prior; kept together with the digest of the weights that it was measured on."""
+    path, digest = work / "prior.json", _digest(supernet)
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept["weights"] == digest:
+            return tuple(tuple(row) for row in kept["prior"])
+    with log.step("prior"):
+        prior = measure_prior(supernet, images)
+    write_atomically(path, json.dumps({"weights": digest, "prior": prior}).encode())
+    return prior
+
+
+def _digest(supernet: Supernet) -> str:
+    digest = hashlib.sha256()
+    for name, value in supernet.bodies.state_dict().items():
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _spread(images: ImageSet, count: int) -> torch.Tensor:
+    """Up to `count` images evenly over the set, as the network takes them."""
+    step = max(len(images) // count, 1)
+    return images.inputs(slice(0, step * count, step))
