@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     ) as model:
         status = _wait(model, samples, arguments, console)
         _print(status, model, samples, arguments, console)
+        console.note(model.stats().state)
         if arguments.json:
             result = {"bundle": bundle.digest, "data": arguments.data, **status.to_json()}
             write_document(arguments.json, document("adapt", result, read_device(), arguments.command))
@@ -80,8 +81,13 @@ def _budget(arguments: argparse.Namespace) -> Budget:
 
 def _wait(model: EdgeModel, samples: Samples, arguments: argparse.Namespace, console: Console) -> AdaptStatus:
     labels = None if arguments.no_labels else samples.labels
-    with console.timer(f"searching on {len(samples)} images", model.search_seconds):
-        return model.adapt(samples.images, labels, wait=True)
+
+    def tell(status: AdaptStatus) -> None:
+        console.progress(f"{status.phase} on {len(samples)} images", status.progress)
+
+    status = model.adapt(samples.images, labels, wait=True, tell=tell)
+    console.clear_progress()
+    return status
 
 
 def _print(

@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     _print(console, list(subnets), measured, load, budget)
     busy = device["load_1min"]
     if isinstance(busy, float) and busy > float(device["cores"]):
-        console.note(f"other work was running (load {busy} on {device['cores']} cores): these times are too high")
+        console.note(f"note: other work was running (load {busy} on {device['cores']} cores), so these times are high")
     if arguments.json:
         result = _result(bundle, options, list(subnets), measured, load, budget)
         write_document(arguments.json, document("benchmark", result, device, arguments.command))

@@ -12,7 +12,7 @@ from edge_runtime.cli.tables import shorten
 __all__ = ["Accuracy", "FrontierRow", "RaceView", "frontier_lines", "heading", "result_lines"]
 
 _GATES_WIDTH = 24
-_TIME_CELLS, _QUALITY_CELLS, _RACE_CELLS, _LATE_CELLS = 14, 10, 15, 20
+_TIME_CELLS, _RACE_CELLS, _LATE_CELLS = 14, 15, 10
 _DEADLINE_AT = 0.5
 """Where the deadline stands in a bar of the race, as a share of its width."""
 
@@ -124,14 +124,14 @@ def result_lines(
 ) -> list[str]:
     """Deadline misses side by side: all frames, and the phases apart."""
     lines = []
-    title = f"   {'':<17} {'frames':>6} {'late':>6} {'':>7}  {'':<{_LATE_CELLS}} {'busy phase':>11}"
-    lines.append(console.paint(title + ("  right answers" if labelled else ""), "dim"))
+    title = f"   {'':<16} {'frames':>6} {'late':>6} {'share':>7}  {'':<{_LATE_CELLS}} {'when busy':>9}"
+    lines.append(console.paint(title + ("  answered right" if labelled else ""), "dim"))
     for contestant in contestants:
         total, late = contestant.frames(), contestant.late(deadline_ms)
         share = late / total if total else 0.0
         busy = contestant.frames("busy")
         in_busy = f"{contestant.late(deadline_ms, 'busy') / busy:.1%}" if busy else "-"
-        right = f"  {contestant.right / total:13.1%}" if labelled and total else ""
+        right = f"  {contestant.right / total:14.1%}" if labelled and total else ""
         bar = console.bar(share, _LATE_CELLS)
-        lines.append(f"   {contestant.name:<17} {total:>6,} {late:>6,} {share:>7.1%}  {bar} {in_busy:>11}{right}")
+        lines.append(f"   {contestant.name:<16} {total:>6,} {late:>6,} {share:>7.1%}  {bar} {in_busy:>9}{right}")
     return lines

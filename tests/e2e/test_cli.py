@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edge_runtime.errors import ResourceError
 from edge_runtime.measure import machine_lock
 from tests.support.tiny import CLASSES, tiny_bundle
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(sysconfig.get_path("scripts")) / "nnf-edge"
 COMMAND = [str(SCRIPT)] if SCRIPT.is_file() else [sys.executable, "-m", "edge_runtime.cli"]
 SIDE = 16
+OTHERS = "the other benchmark"
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +48,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """A home, a state and a lock of its own, so that nothing else on this machine is touched or waited for."""
+    """A home and a state of its own, so that nothing else on this machine is touched."""
     kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "XDG_STATE_HOME")}
-    (tmp_path / "tmp").mkdir()
     return {
         **kept,
         "HOME": str(tmp_path),
-        "TMPDIR": str(tmp_path / "tmp"),
         "NNF_EDGE_STATE": str(tmp_path / "state"),
         "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
@@ -72,9 +72,8 @@ class Ran:
         """The error is short, says `words`, and shows no traceback."""
         assert self.code == code, self.err
         assert "Traceback" not in self.err
-        for word in words:
+        for word in ("nnf-edge: ", *words):
             assert word in self.err
-        assert self.err.startswith("nnf-edge: ")
 
 
 @pytest.fixture
@@ -82,7 +81,10 @@ def edge(environment: dict[str, str], tmp_path: Path) -> Any:
     def run(*words: object, **more: str) -> Ran:
         command = [*COMMAND, *map(str, words)]
         env = {**environment, **more}
-        return Ran(subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300))
+        ran = Ran(subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300))
+        if ran.code == 6 and OTHERS not in ran.err:
+            pytest.skip(f"this machine measures or trains something else: {ran.err.strip()}")
+        return ran
 
     return run
 
@@ -162,7 +164,7 @@ def test_a_bundle_that_is_missing_or_damaged_is_refused(
     content = bytearray(bundle.read_bytes())
     content[len(content) // 2] ^= 1
     damaged.write_bytes(content)
-    edge(verb, damaged, *more).failed(4, "sha256")
+    edge(verb, damaged, *more).failed(4, "weights.bin")
 
 
 def test_benchmark_withholds_what_it_cannot_state(edge: Any, bundle: Path) -> None:
@@ -196,9 +198,12 @@ def test_benchmark_exits_3_when_the_budget_is_not_met(edge: Any, bundle: Path) -
     assert "full" in missed.out
 
 
-def test_benchmark_does_not_run_beside_another(edge: Any, bundle: Path, environment: dict[str, str]) -> None:
-    with machine_lock("the other benchmark", folder=environment["TMPDIR"]):
-        edge("benchmark", bundle, "--runs", 1).failed(6, "the other benchmark")
+def test_benchmark_does_not_run_beside_another(edge: Any, bundle: Path) -> None:
+    try:
+        with machine_lock(OTHERS):
+            edge("benchmark", bundle, "--runs", 1).failed(6, OTHERS)
+    except ResourceError as error:
+        pytest.skip(f"this machine measures or trains something else: {error}")
 
 
 def test_adapt_chooses_explains_and_reports(edge: Any, bundle: Path, images: Path, tmp_path: Path) -> None:
