@@ -78,6 +78,8 @@ def _batch_name(graph: Any) -> str:
 
 def _declared_inputs(graph: Any, manifest: Manifest, walk: _Walk) -> dict[str, Value]:
     wanted = {spec.name: Value(spec.dtype, spec.shape) for spec in manifest.inputs}
+    if any(value.dtype != "float32" or value.shape[:1] != (None,) for value in wanted.values()):
+        raise BundleError("the manifest has an input besides the gates that is not float32 with the batch first")
     wanted[manifest.gate_input] = Value("int64", (manifest.space.width,))
     found = {walk.claim(info.name): read_value_info(info, walk.batch) for info in graph.input}
     _compare("inputs", found, wanted)

@@ -169,6 +169,8 @@ def _broadcast(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
         if one != other and 1 not in (one, other):
             raise _fail(f"the shapes {list(left.shape)} and {list(right.shape)} do not fit")
         shape.append(other if one == 1 else one)
+    if None in shape[1:]:
+        raise _fail("the shapes put the batch of one input beside another dimension")
     return _activation(Value("float32", tuple(shape)))
 
 
