@@ -19,6 +19,7 @@ from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.backends import profile_kernels
 from edge_runtime.backends.base import Array, KernelProfile, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BackendError, StateError
 from edge_runtime.gates import Gates, GateSpace, GateValue
 from edge_runtime.measure.latency import LatencyModel, Method
 from edge_runtime.measure.timing import Clock, measure
@@ -64,19 +65,17 @@ def calibrate(
 
     Raises:
         BackendError: A run failed.
-        StateError: `scratch` could not be written.
     """
     space = bundle.manifest.space
     inputs = random_inputs(session.inputs, seed=seed)
-    method: Method = "kernels" if scratch and all(group.kind == "choice" for group in space.groups) else "timing"
-    if method == "kernels" and scratch:
-        vectors = covering_vectors(space)
-        profile = profile_kernels(bundle, options, inputs, vectors, rounds=PROFILE_ROUNDS, scratch=scratch)
-        raw = _table_of(space, profile)
-    else:
+    raw: AdditiveCost | None = None
+    method: Method = "kernels"
+    if scratch and all(group.kind == "choice" for group in space.groups):
+        raw = _profiled(bundle, options, inputs, scratch)
+    if raw is None:
         # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
         timer = _Timer(session, inputs, clock_ns or time.thread_time_ns)
-        raw = _fit_by_timing(timer, space, seed=seed, seconds=seconds)
+        raw, method = _fit_by_timing(timer, space, seed=seed, seconds=seconds), "timing"
     subnets = _check_subnets(raw, seed)
     wall = clock_ns or time.perf_counter_ns
     measured = measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds, seed=seed, clock_ns=wall)
@@ -104,6 +103,18 @@ def covering_vectors(space: GateSpace) -> list[Gates]:
             values += [value, *((0,) * (group.spans[value] - 1))]
         vectors.append(space.gates(values))
     return vectors
+
+
+def _profiled(
+    bundle: Bundle, options: SessionOptions, inputs: Mapping[str, Array], scratch: Path
+) -> AdditiveCost | None:
+    """The table from leaf kernels; None where this onnxruntime or this disk gives no profile."""
+    vectors = covering_vectors(bundle.manifest.space)
+    try:
+        profile = profile_kernels(bundle, options, inputs, vectors, rounds=PROFILE_ROUNDS, scratch=scratch)
+    except (BackendError, StateError):
+        return None
+    return _table_of(bundle.manifest.space, profile)
 
 
 def _table_of(space: GateSpace, profile: KernelProfile) -> AdditiveCost:

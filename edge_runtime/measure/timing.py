@@ -86,42 +86,54 @@ def measure_candidates(
     """As `measure`, for candidates that may live in different sessions."""
     _check_limits(candidates, runs, seconds)
     wanted = MAX_RUNS if runs is None else runs
-    order = list(range(len(candidates)))
+    series = [_Series(candidate, clock_ns) for candidate in candidates]
+    order = list(series)
     random.Random(seed).shuffle(order)
-    samples: list[list[int]] = [[] for _ in candidates]
-    warmups = [0] * len(candidates)
-    first_ns = [_timed(candidates[index], clock_ns) for index in range(len(candidates))]
     deadline_ns = None if seconds is None else clock_ns() + int(seconds * 1e9)
-    while len(samples[0]) < wanted:
-        for index in order:
-            candidates[index].run()
-            warmups[index] += 1
-            for _ in range(min(BURST, wanted - len(samples[index]))):
-                samples[index].append(_timed(candidates[index], clock_ns))
+    while len(series[0].samples_ns) < wanted:
+        for one in order:
+            one.visit(min(BURST, wanted - len(one.samples_ns)))
         order = order[1:] + order[:1]
         if deadline_ns is not None and clock_ns() >= deadline_ns:
             break
     taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     peak = sense.process_memory().peak_bytes
-    return [
-        Measurement(
-            gates=candidate.gates,
-            latencies_ns=tuple(samples[index]),
-            warmups=warmups[index] + 1,
-            first_ns=first_ns[index],
-            threads=candidate.session.threads,
-            backend=candidate.session.name,
-            peak_bytes=None if isinstance(peak, sense.Unknown) else peak,
+    return [one.measurement(None if isinstance(peak, sense.Unknown) else peak, taken_at) for one in series]
+
+
+class _Series:
+    """The runs of one candidate."""
+
+    def __init__(self, candidate: Candidate, clock_ns: Clock) -> None:
+        self._candidate, self._clock_ns = candidate, clock_ns
+        self._first_ns = self._timed()
+        self._warmups = 1
+        self.samples_ns: list[int] = []
+
+    def visit(self, runs: int) -> None:
+        """One run that is not recorded, then `runs` that are."""
+        self._candidate.run()
+        self._warmups += 1
+        self.samples_ns.extend(self._timed() for _ in range(runs))
+
+    def _timed(self) -> int:
+        start = self._clock_ns()
+        self._candidate.run()
+        return self._clock_ns() - start
+
+    def measurement(self, peak_bytes: int | None, taken_at: str) -> Measurement:
+        """The record."""
+        session = self._candidate.session
+        return Measurement(
+            gates=self._candidate.gates,
+            latencies_ns=tuple(self.samples_ns),
+            warmups=self._warmups,
+            first_ns=self._first_ns,
+            threads=session.threads,
+            backend=session.name,
+            peak_bytes=peak_bytes,
             taken_at=taken_at,
         )
-        for index, candidate in enumerate(candidates)
-    ]
-
-
-def _timed(candidate: Candidate, clock_ns: Clock) -> int:
-    start = clock_ns()
-    candidate.run()
-    return clock_ns() - start
 
 
 def _check_limits(candidates: Sequence[Candidate], runs: int | None, seconds: float | None) -> None:

@@ -165,6 +165,14 @@ def test_calibration_by_kernels_prices_every_alternative_and_leaves_nothing(bund
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_profile_that_cannot_be_kept_is_done_without(bundle: Bundle, tmp_path: Path) -> None:
+    session = open_session(bundle)
+    model = calibrate(bundle, session, SessionOptions(), seed=0, scratch=tmp_path / "missing", seconds=0.2)
+    session.close()
+    assert model.method == "timing"
+    assert model.predict_ms(SPACE.default) > 0
+
+
 def test_a_latency_model_survives_json() -> None:
     model = LatencyModel(COST, 1.2, "kernels", 0.02)
     assert LatencyModel.from_json(SPACE, json.loads(json.dumps(model.to_json()))) == model

@@ -68,11 +68,16 @@ def profile_kernels(
             f"onnxruntime's profile holds {len(runs)} runs, not {rounds * len(vectors)}",
             hint="report this with the version of onnxruntime; calibration by timing needs no profile",
         )
+    return _medians(vectors, runs)
+
+
+def _medians(vectors: Sequence[Gates], runs: Sequence[Sequence[int]]) -> KernelProfile:
+    """Per vector the median over its rounds; `runs` goes round the vectors, the base is the last entry of each."""
     base, per_group = [], []
     for index in range(len(vectors)):
-        samples = runs[index :: len(vectors)]
-        base.append(statistics.median(sample[-1] for sample in samples))
-        per_group.append(tuple(statistics.median(sample[g] for sample in samples) for g in range(groups)))
+        columns = [statistics.median(column) for column in zip(*runs[index :: len(vectors)], strict=True)]
+        base.append(columns[-1])
+        per_group.append(tuple(columns[:-1]))
     return KernelProfile(tuple(vectors), tuple(base), tuple(per_group))
 
 
