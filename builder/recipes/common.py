@@ -69,7 +69,7 @@ class Plan:
     local: LocalConfig
     paths: PathConfig
     batch_size: int
-    augmentation: Augmentation
+    augmentation: Augmentation | None
     seed: int
 
 

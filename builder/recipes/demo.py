@@ -13,127 +13,103 @@ import torch
 from PIL import Image
 
 from builder import checkpoint
-from builder.demo_net import MEAN, ORACLE, STD, DemoNet
+from builder.demo_net import ORACLE, DemoNet
 from builder.distill import LocalConfig, LoopConfig, PathConfig
 from builder.elastify import ElasticOptions
 from builder.export import BundleInfo
 from builder.files import read_npz, write_atomically
 from builder.fit import FitConfig, accuracy, fit
-from builder.images import Augmentation, ImageSet
+from builder.images import ImageSet
 from builder.recipes.common import Plan, Request, build_bundle, claim_work, preprocessing_of, provenance
+from builder.recipes.demo_config import DEMO, DemoSettings, as_image_set, fit_config
 from builder.runlog import RunLog
-from builder.scenes import CLASSES, render_set
+from builder.scenes import CLASSES
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, StateError
 
-__all__ = ["Sizes", "build"]
+__all__ = ["Stages", "build"]
 
-_SIDE = 64
-_SETS = ("train", "validation", "shipped")
-"""Rendered from seeds of their own, which share no scene."""
-
+_PARTS = ("train", "validation", "test")
 _KEYS = ("images", "labels", "conditions")
 _JPEG_QUALITY = 95
-_AUGMENTATION = Augmentation(rotate_degrees=0.0, zoom=0.0, shift=0.06, upside_down=True, brightness=0.15)
-"""Scenes have every rotation and scale already; these are the changes that cost no sharpness."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Sizes:
-    """How much is rendered and how long is trained; the defaults take about 15 minutes on two cores."""
+class Stages:
+    """How long the alternatives are trained, and how much is shipped."""
 
-    train: int = 8000
-    """Scenes for training."""
-
-    validation: int = 1000
-    """Scenes of the prior, the parity check and the figures."""
-
-    shipped: int = 400
-    """Scenes that go into the package."""
-
-    oracle_epochs: int = 16
     local_epochs: int = 2
     path_epochs: int = 6
-    batch: int = 64
+    shipped: int = 400
+    """Scenes that go into the package: the first of the test set."""
 
 
-def build(request: Request, log: RunLog, *, sizes: Sizes | None = None) -> Bundle:
+def build(request: Request, log: RunLog, *, settings: DemoSettings = DEMO, stages: Stages | None = None) -> Bundle:
     """Run the recipe: the bundle at `request.out`, the shipped images beside it as demo_images.npz.
 
     Raises:
         StateError: the work folder is of other settings, damaged, or cannot be written.
         BuildError: the exported graph is not the trained network.
     """
-    sizes = sizes or Sizes()
-    config = FitConfig(
-        epochs=sizes.oracle_epochs,
-        batch_size=sizes.batch,
-        learning_rate=3e-3,
-        label_smoothing=0.05,
-        augmentation=_AUGMENTATION,
-        seed=request.seed,
-    )
-    plan = _plan(sizes, request.seed)
-    settings = {"sizes": sizes, "fit": config, "plan": plan, "network": ORACLE}
-    claim_work(request.work, "demo", {name: dataclasses.asdict(value) for name, value in settings.items()})
-    arrays = _scenes(request, sizes, log)
-    train, validation, shipped = (ImageSet(arrays[n]["images"], arrays[n]["labels"], MEAN, STD) for n in _SETS)
+    stages = stages or Stages()
+    config = fit_config(settings, request.seed)
+    plan = _plan(settings, stages, config)
+    claimed = {"settings": settings, "stages": stages, "fit": config, "plan": plan, "network": ORACLE}
+    claim_work(request.work, "demo", {name: dataclasses.asdict(value) for name, value in claimed.items()})
+    rendered = {part: _scenes(request.work, part, settings, log) for part in _PARTS}
+    train, validation, test = (as_image_set(rendered[part]) for part in _PARTS)
     oracle = _oracle(train, validation, config, request.work, log)
-    with log.step("shipped") as figures:
-        figures["accuracy"] = shipped_accuracy = accuracy(oracle, shipped)
-        write_atomically(request.out.with_name("demo_images.npz"), _as_jpeg(arrays["shipped"]))
+    with log.step("test") as figures:
+        figures["accuracy"] = test_accuracy = accuracy(oracle, test)
+    write_atomically(request.out.with_name("demo_images.npz"), _as_jpeg(rendered["test"], stages.shipped))
     info = BundleInfo(
         name="nnf-demo",
         preprocessing=preprocessing_of(train),
         class_names=CLASSES,
         provenance=provenance(
             "nnf-build demo",
-            oracle=f"DemoNet, {len(ORACLE.stages)} stages of inverted residuals at {_SIDE} px",
-            data=f"{sizes.train} scenes of builder.scenes (Apache-2.0, part of this project)",
+            oracle=f"DemoNet, {len(ORACLE.stages)} stages of inverted residuals at {settings.size} px",
+            data=f"{settings.train_images} scenes of builder.scenes (Apache-2.0, part of this project)",
             request=request,
         ),
-        figures={"oracle_shipped_accuracy": shipped_accuracy},
+        figures={"oracle_test_accuracy": test_accuracy},
     )
     return build_bundle(oracle, train, validation, plan, info, work=request.work, out=request.out, log=log)
 
 
-def _plan(sizes: Sizes, seed: int) -> Plan:
-    steps = max(sizes.train // sizes.batch, 1)
+def _plan(settings: DemoSettings, stages: Stages, config: FitConfig) -> Plan:
+    steps = max(settings.train_images // settings.batch_size, 1)
     return Plan(
         options=ElasticOptions(),
-        local=LocalConfig(LoopConfig(epochs=sizes.local_epochs, steps_per_epoch=steps, learning_rate=2e-3)),
-        paths=PathConfig(LoopConfig(epochs=sizes.path_epochs, steps_per_epoch=steps, learning_rate=1.5e-3)),
-        batch_size=sizes.batch,
-        augmentation=_AUGMENTATION,
-        seed=seed,
+        local=LocalConfig(LoopConfig(epochs=stages.local_epochs, steps_per_epoch=steps, learning_rate=2e-3)),
+        paths=PathConfig(LoopConfig(epochs=stages.path_epochs, steps_per_epoch=steps, learning_rate=1.5e-3)),
+        batch_size=settings.batch_size,
+        augmentation=config.augmentation,
+        seed=config.seed,
     )
 
 
-def _scenes(request: Request, sizes: Sizes, log: RunLog) -> dict[str, dict[str, npt.NDArray[np.generic]]]:
-    """The three rendered sets by name; each is kept in the work folder."""
-    result = {}
-    for number, name in enumerate(_SETS):
-        path, count = request.work / f"scenes_{name}.npz", getattr(sizes, name)
-        if (kept := _kept(path, count)) is None:
-            with log.step(f"render.{name}") as figures:
-                figures["count"] = count
-                log.say(f"rendering {count} scenes ({name})")
-                workers = len(os.sched_getaffinity(0))
-                kept = render_set(request.seed * len(_SETS) + number, count, size=_SIDE, workers=workers)
-            buffer = io.BytesIO()
-            np.savez(buffer, **{key: kept[key] for key in _KEYS})
-            write_atomically(path, buffer.getvalue())
-        result[name] = kept
-    return result
+def _scenes(work: Path, part: str, settings: DemoSettings, log: RunLog) -> dict[str, npt.NDArray[np.generic]]:
+    """One rendered set; kept in the work folder."""
+    path = work / f"scenes_{part}.npz"
+    if (kept := _kept(path)) is not None:
+        return kept
+    log.say(f"rendering the {part} scenes")
+    with log.step(f"render.{part}") as figures:
+        rendered = settings.render(part, workers=len(os.sched_getaffinity(0)))
+        figures["count"] = len(rendered["labels"])
+    buffer = io.BytesIO()
+    np.savez(buffer, **{key: rendered[key] for key in _KEYS})
+    write_atomically(path, buffer.getvalue())
+    return rendered
 
 
-def _kept(path: Path, count: int) -> dict[str, npt.NDArray[np.generic]] | None:
+def _kept(path: Path) -> dict[str, npt.NDArray[np.generic]] | None:
     """The set that an earlier run rendered; None where there is none or it is damaged (it is rendered again then)."""
     try:
-        arrays = read_npz(path, _KEYS, hint="")
+        return read_npz(path, _KEYS, hint="")
     except InputError:
         return None
-    return arrays if len(arrays["labels"]) == count else None
 
 
 def _oracle(train: ImageSet, validation: ImageSet, config: FitConfig, work: Path, log: RunLog) -> DemoNet:
@@ -155,10 +131,10 @@ def _oracle(train: ImageSet, validation: ImageSet, config: FitConfig, work: Path
     return model
 
 
-def _as_jpeg(arrays: dict[str, npt.NDArray[np.generic]]) -> bytes:
-    """The .npz that `nnf-edge` reads: JPEG files end to end with their labels, conditions and class names."""
+def _as_jpeg(arrays: dict[str, npt.NDArray[np.generic]], count: int) -> bytes:
+    """The first `count` scenes as the .npz that `nnf-edge` reads: JPEG files end to end, labels, conditions, names."""
     files = []
-    for image in arrays["images"]:
+    for image in arrays["images"][:count]:
         buffer = io.BytesIO()
         Image.fromarray(image).save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         files.append(buffer.getvalue())
@@ -167,8 +143,8 @@ def _as_jpeg(arrays: dict[str, npt.NDArray[np.generic]]) -> bytes:
         archive,
         jpeg=np.frombuffer(b"".join(files), np.uint8),
         offsets=np.cumsum([0, *map(len, files)], dtype=np.int64),
-        labels=arrays["labels"],
-        conditions=arrays["conditions"],
+        labels=arrays["labels"][:count],
+        conditions=arrays["conditions"][:count],
         class_names=np.array(CLASSES),
     )
     return archive.getvalue()

@@ -8,13 +8,15 @@ torch = pytest.importorskip("torch")
 
 from builder.recipes import demo
 from builder.recipes.common import Request, claim_work
+from builder.recipes.demo_config import DemoSettings
 from builder.runlog import RunLog
 from edge_runtime.errors import StateError
 from edge_runtime.inputs import load_npz
 
 pytestmark = pytest.mark.builder
 
-SIZES = demo.Sizes(train=48, validation=16, shipped=8, oracle_epochs=1, local_epochs=1, path_epochs=1, batch=16)
+SETTINGS = DemoSettings(train_images=48, validation_images=16, test_images=10, epochs=1, batch_size=16)
+STAGES = demo.Stages(local_epochs=1, path_epochs=1, shipped=8)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,7 @@ def built(tmp_path_factory):
     work = tmp_path_factory.mktemp("demo")
     request = Request(work=work, out=work / "out" / "demo.nnf", command="nnf-build demo")
     with RunLog(work / "log.jsonl") as log:
-        bundle = demo.build(request, log, sizes=SIZES)
+        bundle = demo.build(request, log, settings=SETTINGS, stages=STAGES)
     return request, bundle
 
 
@@ -43,7 +45,7 @@ def test_the_recipe_ends_with_a_verified_bundle(built):
 def test_the_shipped_images_are_readable_by_the_runtime(built):
     request, bundle = built
     samples = load_npz(request.out.with_name("demo_images.npz"))
-    assert len(samples.images) == SIZES.shipped
+    assert len(samples.images) == STAGES.shipped
     assert tuple(samples.class_names) == bundle.manifest.task.class_names
     assert len(set(samples.conditions)) > 1
     assert samples.images[0].shape == (64, 64, 3)
@@ -59,7 +61,7 @@ def test_a_second_run_trains_nothing_and_gives_the_same_weights(built):
     )
     again = dataclasses.replace(request, out=request.work / "again.nnf")
     with RunLog(request.work / "log.jsonl") as log:
-        repeated = demo.build(again, log, sizes=SIZES)
+        repeated = demo.build(again, log, settings=SETTINGS, stages=STAGES)
     found = events(request)
     assert (found.count("fit.epoch"), found.count("local.epoch"), found.count("prior.begin")) == before
     assert repeated.weights == bundle.weights
@@ -69,7 +71,7 @@ def test_a_second_run_trains_nothing_and_gives_the_same_weights(built):
 def test_a_work_folder_of_other_settings_is_refused(built):
     request, _ = built
     with RunLog() as log, pytest.raises(StateError, match="other settings"):
-        demo.build(dataclasses.replace(request, seed=1), log, sizes=SIZES)
+        demo.build(dataclasses.replace(request, seed=1), log, settings=SETTINGS, stages=STAGES)
 
 
 def test_a_work_folder_can_be_claimed_again(tmp_path):
