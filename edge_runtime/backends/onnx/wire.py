@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from edge_runtime.backends.onnx.shapes import MAX_ELEMENTS, Attribute, Value
 from edge_runtime.errors import BundleError
@@ -22,7 +21,8 @@ MAX_MODEL_BYTES = 64 * 2**20
 MAX_RANK = 4
 MAX_CONSTANTS = 16
 WEIGHTS_FILE = "weights.bin"
-_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 7: np.dtype("<i8")}
+_DTYPES = {1: "float32", 7: "int64"}
+_ITEM = {"float32": struct.Struct("<f"), "int64": struct.Struct("<q")}
 _FLOAT, _INT, _GRAPH, _INTS = 1, 2, 5, 7
 _SCALARS = (str, bytes, int, float)
 _NAME = re.compile(r"[!#-\[\]-~]{1,200}")
@@ -75,15 +75,16 @@ def read_initializer(tensor: Any, weights: bytes) -> Value:
         raise BundleError(f"{what} has the data type {tensor.data_type}, not float32 or int64")
     if len(shape) > MAX_RANK or any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise BundleError(f"{what} has the shape {shape}, which is not allowed")
-    wanted = math.prod(shape) * dtype.itemsize
+    wanted = math.prod(shape) * _ITEM[dtype].size
     outside = tensor.data_location != tensor.DEFAULT
     if outside == tensor.HasField("raw_data") or outside != bool(tensor.external_data):
         raise BundleError(f"{what} does not have its data in exactly one place")
-    data = _external(tensor, what, dtype, weights) if outside else tensor.raw_data
+    data = _external(tensor, what, _ITEM[dtype].size, weights) if outside else tensor.raw_data
     if len(data) != wanted:
         raise BundleError(f"{what} of shape {shape} has {len(data)} bytes, not {wanted}")
-    constants = tuple(np.frombuffer(data, dtype).tolist()) if math.prod(shape) <= MAX_CONSTANTS else None
-    return Value(dtype.name, shape, constants=constants, stored=True)
+    small = math.prod(shape) <= MAX_CONSTANTS
+    constants = tuple(value for (value,) in _ITEM[dtype].iter_unpack(data)) if small else None
+    return Value(dtype, shape, constants=constants, stored=True)
 
 
 def read_value_info(info: Any, batch: str) -> Value:
@@ -101,7 +102,7 @@ def read_value_info(info: Any, batch: str) -> Value:
             shape.append(dim.dim_value)
         else:
             raise BundleError(f"{what} is declared with a dimension {index} that is neither known nor the batch")
-    return Value(dtype.name, tuple(shape))
+    return Value(dtype, tuple(shape))
 
 
 def read_attributes(node: Any, allowed: Mapping[str, Attribute]) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _decode(data: bytes) -> Any:
         raise BundleError("model.onnx is not an ONNX model, or is cut short") from error
 
 
-def _external(tensor: Any, what: str, dtype: np.dtype[Any], weights: bytes) -> memoryview:
+def _external(tensor: Any, what: str, align_bytes: int, weights: bytes) -> memoryview:
     """The range of the weight file that `tensor` names; any other file, key or range is refused unopened."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) != len(tensor.external_data) or entries.keys() != {"location", "offset", "length"}:
@@ -160,7 +161,7 @@ def _external(tensor: Any, what: str, dtype: np.dtype[Any], weights: bytes) -> m
     if not _NUMBER.fullmatch(entries["offset"]) or not _NUMBER.fullmatch(entries["length"]):
         raise BundleError(f"{what} has an offset or length that is not a plain number")
     offset, length = int(entries["offset"]), int(entries["length"])
-    if offset % dtype.itemsize or offset + length > len(weights):
+    if offset % align_bytes or offset + length > len(weights):
         raise BundleError(f"{what} lies at {offset}+{length} of {len(weights)} bytes, or is not aligned")
     return memoryview(weights)[offset : offset + length]
 
@@ -169,10 +170,11 @@ def _check_fields(message: Any) -> None:
     """Walk the whole tree (protobuf bounds its depth) and refuse every field that is not in the table."""
     name = message.DESCRIPTOR.name
     for field, value in message.ListFields():
-        if field.name not in _ALLOWED.get(name, frozenset()):
+        if field.name not in _ALLOWED.get(name, ()):
             raise BundleError(f"it uses {name}.{field.name}, which a bundle must not have")
-        for item in (value,) if hasattr(value, "DESCRIPTOR") or isinstance(value, _SCALARS) else value:
-            if field.message_type is not None:
+        single = isinstance(value, _SCALARS) or hasattr(value, "DESCRIPTOR")
+        if field.message_type is not None:
+            for item in (value,) if single else value:
                 _check_fields(item)
-            elif field.type == field.TYPE_STRING and not isinstance(item, str):
-                raise BundleError(f"it has a {name}.{field.name} that is not UTF-8")
+        elif field.type == field.TYPE_STRING and not all(isinstance(v, str) for v in ((value,) if single else value)):
+            raise BundleError(f"it has a {name}.{field.name} that is not UTF-8")
