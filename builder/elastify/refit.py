@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from builder.elastify.trace import is_activation, is_add, module_of
 
-__all__ = ["linear_exit", "refit_projection"]
+__all__ = ["linear_exit", "node_values", "refit_projection"]
 
 MAX_COLUMNS = 2304
 """Larger systems (inputs times kernel area) are left to training."""
@@ -98,7 +98,7 @@ def _samples(
     rows = max(1, 6 * (conv.weight[0].numel() + 1) // len(inputs))
     designs, wanteds = [], []
     for batch, target in zip(inputs, targets, strict=True):
-        env = _values(unit, batch)
+        env = node_values(unit, batch)
         shortcut = env[linear_exit(unit)] - env[projection.end]
         patches = nn.functional.unfold(
             env[projection.conv.all_input_nodes[0]], conv.kernel_size, conv.dilation, _padding(conv), conv.stride
@@ -115,7 +115,8 @@ def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
     return conv.padding if isinstance(conv.padding, tuple) else (0, 0)
 
 
-def _values(unit: fx.GraphModule, batch: torch.Tensor) -> dict[fx.Node, torch.Tensor]:
+def node_values(unit: fx.GraphModule, batch: torch.Tensor) -> dict[fx.Node, torch.Tensor]:
+    """Every value that `unit` computes on the way from `batch` [N, C, H, W] to its output."""
     interpreter = fx.Interpreter(unit, garbage_collect_values=False)
     with torch.no_grad():
         interpreter.run(batch)

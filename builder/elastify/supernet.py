@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from builder.elastify.cost import multiply_accumulates
 from builder.elastify.narrow import channel_importance, narrow
-from builder.elastify.refit import linear_exit, refit_projection
+from builder.elastify.refit import linear_exit, node_values, refit_projection
 from builder.elastify.trace import trace
 from builder.elastify.units import Segment, find_segments
 from edge_runtime.errors import UsageError
@@ -220,6 +220,7 @@ def _offer(
     original = multiply_accumulates(segment.module)
     alternatives, modules = [Alternative("original", 1, original)], []
     importance = channel_importance(segment.module, inputs)
+    own_exits = _linear_exits(segment, inputs)
 
     def add(label: str, span: int, module: nn.Module) -> None:
         alternatives.append(Alternative(label, span, multiply_accumulates(module)))
@@ -228,28 +229,26 @@ def _offer(
     for width in options.widths:
         copied = narrow(segment.module, width, importance)
         if copied is not None and multiply_accumulates(copied) < alternatives[-1].macs:
-            refit_projection(copied, inputs, _targets(segment, inputs), seed)
+            refit_projection(copied, inputs, own_exits, seed)
             add(f"narrow{round(100 * width)}", 1, copied)
     if options.skip and segment.keeps_shape:
         add("skip", 1, nn.Identity())
+    if window == 1:
+        return alternatives, modules
     last = index + window - 1
-    for width in options.merged_widths if window > 1 else ():
+    last_exits = _linear_exits(segments[last], features[last])
+    for width in options.merged_widths:
         merged = _trainable_copy(segment.module) if width == 1.0 else narrow(segment.module, width, importance)
         if merged is not None:
-            refit_projection(merged, inputs, _targets(segments[last], features[last]), seed)
+            refit_projection(merged, inputs, last_exits, seed)
             add(f"merged{window}" + ("" if width == 1.0 else f"-narrow{round(100 * width)}"), window, merged)
     return alternatives, modules
 
 
-def _targets(segment: Segment, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _linear_exits(segment: Segment, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What the original gives before its trailing activation, batch by batch."""
     node = linear_exit(segment.module)
-    targets = []
-    with torch.no_grad():
-        for batch in inputs:
-            interpreter = fx.Interpreter(segment.module, garbage_collect_values=False)
-            interpreter.run(batch)
-            targets.append(interpreter.env[node])
-    return targets
+    return [node_values(segment.module, batch)[node] for batch in inputs]
 
 
 def _trainable_copy(module: fx.GraphModule) -> fx.GraphModule:

@@ -1,0 +1,117 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from builder.distill import LocalConfig, LoopConfig, PathConfig, PathSampler, measure_prior, train_local, train_paths
+from builder.distill.local import normalised_error
+from builder.elastify import elastify
+from builder.runlog import RunLog
+from edge_runtime.errors import UsageError
+from tests.builder.nets import BottleneckNet, images, made
+
+pytestmark = pytest.mark.builder
+
+STEPS = 6
+
+
+def batches(epoch, first):
+    for number in range(first, STEPS):
+        x = images(16, seed=100 + STEPS * epoch + number)
+        yield x, torch.arange(16) % 5
+
+
+class CutError(Exception):
+    """Stands for a kill between two steps."""
+
+
+def stopping_after(steps):
+    def source(epoch, first):
+        for number, batch in enumerate(batches(epoch, first), start=epoch * STEPS + first):
+            if number == steps:
+                raise CutError
+            yield batch
+
+    return source
+
+
+def unit_errors(supernet, x):
+    with torch.no_grad():
+        teacher = supernet.features(x, supernet.space.default)
+        entries = [x, *teacher]
+        return [
+            normalised_error(supernet.alternative(index, 1)(entries[unit.segment]), teacher[unit.segment]).item()
+            for index, unit in enumerate(supernet.units)
+        ]
+
+
+def spoiled():
+    """A supernet whose alternatives were moved away from their closed-form start."""
+    supernet = elastify(made(BottleneckNet), images(32))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in supernet.bodies.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter) * parameter.abs().mean())
+    return supernet
+
+
+def test_local_stage_teaches_each_unit_its_original(tmp_path):
+    supernet, x = spoiled(), images(64, seed=9)
+    before = unit_errors(supernet, x)
+    train_local(supernet, LocalConfig(LoopConfig(6, STEPS, 1e-3)), batches, tmp_path / "local.pt", RunLog())
+    after = unit_errors(supernet, x)
+    assert sum(after) < sum(before)
+    assert not supernet.bodies.training
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_path_stage_brings_subnets_nearer_to_the_oracle(tmp_path, labelled):
+    supernet, x = spoiled(), images(64, seed=9)
+
+    def source(epoch, first):
+        return ((x, y if labelled else None) for x, y in batches(epoch, first))
+
+    def distance():
+        return sum(value for row in measure_prior(supernet, x) for value in row)
+
+    before = distance()
+    train_paths(supernet, PathConfig(LoopConfig(8, STEPS, 2e-3)), source, tmp_path / "paths.pt", RunLog())
+    assert distance() < before
+
+
+@pytest.mark.parametrize("train", [train_local, train_paths])
+def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_bits(tmp_path, train, monkeypatch):
+    monkeypatch.setattr("builder.distill.loop.CHECKPOINT_EVERY_S", 0.0)
+    config = (LocalConfig if train is train_local else PathConfig)(LoopConfig(2, STEPS, 1e-3))
+    whole, cut = elastify(made(BottleneckNet), images(32)), elastify(made(BottleneckNet), images(32))
+    torch.manual_seed(7)
+    train(whole, config, batches, tmp_path / "whole.pt", RunLog())
+    torch.manual_seed(7)
+    with pytest.raises(CutError):
+        train(cut, config, stopping_after(STEPS + 2), tmp_path / "cut.pt", RunLog())
+    fresh = elastify(made(BottleneckNet), images(32))
+    train(fresh, config, batches, tmp_path / "cut.pt", RunLog())
+    for (name, value), other in zip(whole.state_dict().items(), fresh.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+
+
+def test_paths_are_spread_over_cost():
+    supernet = elastify(made(BottleneckNet), images(32))
+    torch.manual_seed(0)
+    sampler = PathSampler(supernet)
+    full = supernet.macs(supernet.space.default)
+    shares = torch.tensor([supernet.macs(sampler.sample()) / full for _ in range(400)])
+    counts = torch.histc(shares, bins=4, min=float(shares.min()), max=1.0)
+    assert counts.min() >= 0.5 * counts.mean()
+
+
+def test_the_prior_is_zero_for_originals_and_never_below():
+    supernet = elastify(made(BottleneckNet), images(32))
+    prior = measure_prior(supernet, images(32, seed=8))
+    assert all(row[0] == 0 for row in prior)
+    assert min(min(row) for row in prior) >= 0
+    assert [len(row) for row in prior] == [group.size for group in supernet.space.groups]
+
+
+def test_a_stage_without_steps_is_refused():
+    with pytest.raises(UsageError):
+        LoopConfig(0, 10, 1e-3)

@@ -1,0 +1,104 @@
+import platform
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn
+
+from builder.distill import measure_prior
+from builder.elastify import elastify
+from builder.errors import BuildError
+from builder.export import BundleInfo, check_parity, pack, static_graph, static_model
+from edge_runtime.backends import SessionOptions, open_session, open_static
+from edge_runtime.backends.onnx.layout import convolution_layouts
+from edge_runtime.bundle import Bundle, Preprocessing, Provenance
+from tests.builder.nets import BasicNet, BottleneckNet, images, made
+
+pytestmark = pytest.mark.builder
+
+INFO = BundleInfo(
+    "test",
+    Preprocessing(32, 32, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+    ("a", "b", "c", "d", "e"),
+    Provenance("test net", "random", "test", 0, {}, "pytest", "2026-01-01T00:00:00Z"),
+    {},
+)
+
+
+@pytest.fixture(scope="module", params=[BottleneckNet, BasicNet], ids=lambda kind: kind.__name__)
+def exported(request, tmp_path_factory):
+    oracle = made(request.param)
+    supernet = elastify(oracle, images(32))
+    path = tmp_path_factory.mktemp("bundle") / "net.nnf"
+    return oracle, supernet, pack(supernet, measure_prior(supernet, images(16, seed=2)), INFO, path)
+
+
+def test_default_gates_equal_the_oracle_and_every_alternative_equals_torch(exported):
+    oracle, supernet, bundle = exported
+    report = check_parity(supernet, oracle, bundle, images(256, seed=3))
+    assert report.oracle_error <= 1e-4
+    assert report.alternative_error <= 1e-3
+    assert report.images == 256
+    assert report.vectors >= sum(group.size - 1 for group in supernet.space.groups)
+
+
+def test_random_vectors_equal_torch(exported):
+    _, supernet, bundle = exported
+    session, x = open_session(bundle), images(4, seed=4)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        gates = supernet.space.gates([int(rng.integers(group.size)) for group in supernet.space.groups])
+        with torch.no_grad():
+            wanted = supernet(x, gates).numpy()
+        np.testing.assert_allclose(session.run({"image": x.numpy()}, gates)["logits"], wanted, atol=1e-4)
+
+
+def test_parity_check_fails_when_a_weight_is_wrong(exported, tmp_path):
+    oracle, supernet, bundle = exported
+    weights = np.frombuffer(bundle.weights, np.float32) * 1.01
+    damaged = Bundle(bundle.manifest, bundle.digest, bundle.model_bytes, weights.tobytes(), bundle.source)
+    with pytest.raises(BuildError, match="differs from torch"):
+        check_parity(supernet, oracle, damaged, images(8))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the NCHWc layout exists on x86 only")
+def test_every_eligible_convolution_is_in_nchwc(exported, tmp_path):
+    _, supernet, bundle = exported
+    report = convolution_layouts(bundle.model_bytes, bundle.weights, SessionOptions(), tmp_path)
+    convolutions = sum(
+        isinstance(module, nn.Conv2d) for part in (supernet.fixed, supernet.bodies) for module in part.modules()
+    )
+    assert report.plain == ()
+    assert len(report.blocked) == convolutions
+
+
+def test_static_export_of_the_oracle_and_of_a_subnet(exported):
+    oracle, supernet, _ = exported
+    x = images(4, seed=5)
+    gates = supernet.space.default.replace(0, 1)
+    with torch.no_grad():
+        pairs = [(static_model(oracle, x), oracle(x)), (static_graph(supernet, gates), supernet(x, gates))]
+    for model_bytes, wanted in pairs:
+        found = open_static(model_bytes).run({"image": x.numpy()})["logits"]
+        np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+
+
+def test_same_supernet_gives_the_same_bytes(exported, tmp_path):
+    _, supernet, bundle = exported
+    again = pack(supernet, bundle.manifest.prior, INFO, tmp_path / "again.nnf")
+    assert again.digest == bundle.digest
+
+
+def test_an_operation_without_translation_is_named():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            return torch.cumsum(self.conv(x), 1).mean((2, 3))
+
+    with pytest.raises(BuildError, match="cumsum"):
+        static_model(Odd().eval(), images(1))
