@@ -22,7 +22,7 @@ from edge_runtime.errors import InputError, UsageError
 from edge_runtime.evaluate import probabilities
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, check_labels, fit, normalise
-from edge_runtime.measure import Clock
+from edge_runtime.measure import Clock, LatencyModel
 from edge_runtime.model.guard import Answer, OutputGuard
 from edge_runtime.model.loop import Loop
 from edge_runtime.model.meter import FrameMeter
@@ -57,9 +57,10 @@ class EdgeModel:
         seed: int = 0,
         policy: AdaptationPolicy | None = None,
         versions: Mapping[str, str] | None = None,
+        table: LatencyModel | None = None,
         clock_ns: Clock = time.perf_counter_ns,
     ) -> None:
-        """Wire an open session; applications use `load`."""
+        """Wire an open session; applications use `load`. `table` spares the calibration where it is known already."""
         self.bundle = bundle
         """What was loaded."""
         self.profile = profile
@@ -79,7 +80,7 @@ class EdgeModel:
         self._active = ActiveGates(self.space.default)
         parts = (session.name, options.key(), sense.cpu_features_key(), str(sorted((versions or {}).items())))
         name = memory_name(bundle.digest, *parts)
-        memory = Memory.read(state, name, self.space)
+        memory = Memory.read(state, name, self.space) or (None if table is None else Memory(table))
         self._begin(memory, budget)
         self._searches = Searches(
             bundle,

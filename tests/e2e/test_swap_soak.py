@@ -1,0 +1,86 @@
+"""Four threads infer while a fifth swaps: every answer is one subnet's answer, and none is lost."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_runtime import EdgeModel
+from edge_runtime.inputs import preprocess
+from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
+
+THREADS = 4
+SWAPS = 1000
+FRAMES = np.random.default_rng(11).integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def impatient() -> object:
+    """Threads change places a hundred times as often as usual."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(5e-5)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_every_answer_under_a_thousand_swaps_is_one_subnets_answer(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "tiny.nnf")
+    subnets = list(SPACE.enumerate())
+    with EdgeModel.load(tmp_path / "tiny.nnf", state_dir=tmp_path / "state", threads=1) as model:
+        tensors = [preprocess(frame, model.bundle.manifest.preprocessing)[None] for frame in FRAMES]
+        references = {
+            (index, gates): model.infer(tensor, gates)["logits"][0]
+            for index, tensor in enumerate(tensors)
+            for gates in subnets
+        }
+        answers: list[list[tuple[int, object, np.ndarray]]] = [[] for _ in range(THREADS)]
+        asked = [0] * THREADS
+        errors: list[Exception] = []
+        swapped = threading.Event()
+
+        def infer(worker: int) -> None:
+            try:
+                while not swapped.is_set():
+                    index = (worker + asked[worker]) % len(FRAMES)
+                    asked[worker] += 1
+                    prediction = model(FRAMES[index])
+                    answers[worker].append((index, prediction.gates, prediction.outputs["logits"]))
+            except Exception as error:
+                errors.append(error)
+
+        workers = [threading.Thread(target=infer, args=(worker,)) for worker in range(THREADS)]
+        for worker in workers:
+            worker.start()
+        made = sum(model.swap(subnets[number % len(subnets)], "soak") is not None for number in range(1, SWAPS + 1))
+        while min(asked) < 50 and not errors:
+            made += model.swap(subnets[made % len(subnets)], "soak, for slow threads") is not None
+        swapped.set()
+        for worker in workers:
+            worker.join()
+        stats = model.stats()
+
+    assert errors == []
+    assert made >= SWAPS
+    assert stats.swaps_total == made
+    assert [len(each) for each in answers] == asked
+    assert stats.frames == sum(asked) + len(references)
+    assert stats.bad_outputs == 0
+    for index, gates, logits in (answer for each in answers for answer in each):
+        equal = {other for other in subnets if np.allclose(references[index, other], logits, rtol=1e-5, atol=1e-6)}
+        assert gates in equal
+        # Subnets whose references are the same on this frame cannot be told apart; no others may be near.
+        assert all(np.allclose(references[index, other], references[index, gates], atol=1e-5) for other in equal)
+    assert len({gates for each in answers for _, gates, _ in each}) > 10
+
+
+def test_the_reference_itself_is_right(tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "tiny.nnf")
+    with EdgeModel.load(tmp_path / "tiny.nnf", state_dir=tmp_path / "state", threads=1) as model:
+        tensor = preprocess(FRAMES[0], model.bundle.manifest.preprocessing)[None]
+        for gates in SPACE.enumerate():
+            np.testing.assert_allclose(model.infer(tensor, gates)["logits"], tiny_reference(gates, tensor), atol=1e-3)

@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, Finals, choose
+from edge_runtime.adaptation.background import BackgroundJob
+from edge_runtime.adaptation.control import Control
+from edge_runtime.adaptation.memory import Memory, memory_name
+from edge_runtime.errors import BackendError, BudgetError, EdgeError, UsageError
+from edge_runtime.evaluate import Comparison, Evaluator
+from edge_runtime.gates import Gates
+from edge_runtime.inputs import normalise
+from edge_runtime.objectives import RUNS_NEEDED, Budget, Frontier, Score
+from edge_runtime.policy import AdaptationPolicy
+from edge_runtime.state import StateDir
+from tests.support.scripted import (
+    COST,
+    PREPROCESSING,
+    PRIOR,
+    SPACE,
+    jittered_cost,
+    right,
+    scripted_images,
+    scripted_session,
+    scripted_table,
+    true_labels,
+)
+
+IMAGES = scripted_images(256)
+
+
+def make_job(
+    budget: Budget,
+    *,
+    current: str = "full",
+    table_scale: float = 1.0,
+    labelled: bool = False,
+    cost_ms: Callable[[Gates], float] | None = None,
+    count: int = 256,
+    seconds: float = 22.0,
+    seed: int = 0,
+) -> AdaptJob:
+    session = scripted_session(cost_ms)
+    images = IMAGES[:count]
+    labels = true_labels(images) if labelled else None
+    one = {"image": normalise(images[0], PREPROCESSING)[None]}
+    return AdaptJob(
+        finals=Finals(session, one, seed=seed, clock_ns=session.now_ns),
+        evaluator=Evaluator(session, SPACE.default, images, PREPROCESSING, labels=labels),
+        calibrate=lambda: scripted_table(table_scale),
+        prior=PRIOR,
+        current=SPACE.parse(current),
+        plan=AdaptPlan(budget, seconds=seconds, seed=seed),
+        clock_ns=session.now_ns,
+    )
+
+
+def run(job: AdaptJob) -> AdaptResult:
+    for _ in job.steps():
+        pass
+    assert job.result is not None
+    return job.result
+
+
+def exact_quality(gates: Gates) -> float:
+    """Share of the images on which a subnet answers as the full one does; both are right wherever the full one is."""
+    return sum(right(gates, image) for image in IMAGES) / len(IMAGES)
+
+
+@pytest.mark.parametrize("limit_ms", [3.5, 5.0, 7.0, 9.0, 11.0])
+def test_the_chosen_subnet_meets_the_budget_and_is_nearly_the_best_there_is(limit_ms: float) -> None:
+    result = run(make_job(Budget(latency_ms=limit_ms)))
+    chosen = result.choice.score
+    assert chosen.measured
+    assert chosen.latency_ms <= limit_ms
+    best = max(exact_quality(g) for g in SPACE.enumerate() if COST(g) * 1.05 <= limit_ms * 0.96)
+    assert exact_quality(chosen.gates) >= best - 0.02
+
+
+def test_no_measured_feasible_finalist_is_significantly_better() -> None:
+    job = make_job(Budget(latency_ms=6.0), labelled=True)
+    result = run(job)
+    for candidate in result.choice.candidates:
+        if candidate.score.latency_ms <= 6.0 * 0.96:
+            assert not job.evaluator.compare(candidate.score.gates, result.choice.score.gates).better
+
+
+def test_finalists_have_enough_runs_for_their_p95() -> None:
+    result = run(make_job(Budget(latency_ms=6.0)))
+    assert min(len(m.latencies_ns) for m in result.measurements) >= RUNS_NEEDED[95]
+    measured = {m.gates for m in result.measurements}
+    assert {c.score.gates for c in result.choice.candidates} == measured
+    assert SPACE.default in measured
+
+
+def test_a_fraction_is_of_the_measured_full_subnet() -> None:
+    result = run(make_job(Budget(fraction=0.5)))
+    assert result.choice.score.latency_ms <= 0.5 * result.full_latency_ms
+    assert result.full_latency_ms == pytest.approx(12.0, rel=0.06)
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.4, 3.0])
+def test_a_wrong_table_costs_quality_but_never_the_budget(scale: float) -> None:
+    result = run(make_job(Budget(latency_ms=6.0), table_scale=scale))
+    assert result.choice.score.latency_ms <= 6.0
+
+
+def test_a_table_by_which_nothing_fits_does_not_have_the_last_word() -> None:
+    result = run(make_job(Budget(latency_ms=3.0), table_scale=1.5))
+    assert result.choice.score.gates == SPACE.parse("2-2-2-2-2")
+
+
+def test_a_subnet_that_only_just_fits_is_better_than_none() -> None:
+    result = run(make_job(Budget(latency_ms=2.51), cost_ms=COST))
+    assert str(result.choice.score.gates) == "2-2-2-2-2"
+
+
+def test_an_infeasible_budget_names_the_fastest_subnet_and_its_measured_latency() -> None:
+    with pytest.raises(
+        BudgetError, match=r"no subnet meets .*1 ms.* 2-2-2-2-2, has a measured p95 of 2\.[56][0-9] ms"
+    ) as caught:
+        run(make_job(Budget(latency_ms=1.0)))
+    assert caught.value.hint
+
+
+def test_no_budget_keeps_the_full_subnet() -> None:
+    result = run(make_job(Budget()))
+    assert result.choice.score.gates == SPACE.default
+    assert "kept" in {candidate.fate for candidate in result.choice.candidates}
+
+
+def test_memory_that_nobody_can_meet_is_said_to_be_memory() -> None:
+    with pytest.raises(BudgetError, match=r"MiB, above the budget of 1 MiB"):
+        run(make_job(Budget(latency_ms=20.0, memory_mib=1.0)))
+
+
+def test_the_time_limit_ends_the_search_early_and_says_so() -> None:
+    slow = make_job(Budget(latency_ms=60.0), seconds=5.0, cost_ms=lambda gates: 8 * COST(gates))
+    result = run(slow)
+    assert result.ended_early
+    assert result.choice.score.latency_ms <= 60.0
+    assert min(len(m.latencies_ns) for m in result.measurements) >= RUNS_NEEDED[95]
+    assert not run(make_job(Budget(latency_ms=6.0), seconds=1000.0)).ended_early
+
+
+def test_every_candidate_says_what_became_of_it() -> None:
+    result = run(make_job(Budget(latency_ms=6.0)))
+    gates = [candidate.score.gates for candidate in result.candidates]
+    assert len(gates) == len(set(gates)) > 10
+    assert all(candidate.reason for candidate in result.candidates)
+    assert {"chosen", "reference", "fell early"} <= {candidate.fate for candidate in result.candidates}
+    json.dumps([candidate.to_json() for candidate in result.candidates])
+
+
+def test_the_frontier_reaches_from_the_fastest_to_the_full_subnet() -> None:
+    result = run(make_job(Budget(latency_ms=8.0)))
+    chosen, scores = result.choice.score, result.frontier.scores
+    assert result.frontier.best(8.0) == chosen
+    assert result.frontier.fastest.latency_ms < 4.0
+    assert scores[-1].gates == SPACE.default
+    assert {score.measured for score in scores} == {True, False}
+
+
+def test_the_same_seed_gives_the_same_choice() -> None:
+    first, second = (run(make_job(Budget(latency_ms=6.0), seed=3)) for _ in range(2))
+    assert first.candidates == second.candidates
+
+
+def test_few_images_are_enough_to_choose() -> None:
+    result = run(make_job(Budget(latency_ms=6.0), count=1))
+    assert result.choice.score.latency_ms <= 6.0
+
+
+# The choice itself.
+
+
+def score(text: str, quality: float, latency_ms: float) -> Score:
+    return Score(
+        SPACE.parse(text), quality, max(0.0, quality - 0.05), min(1.0, quality + 0.05), 200, latency_ms, None, True
+    )
+
+
+def judge(better: set[tuple[str, str]]) -> Callable[[Gates, Gates], Comparison]:
+    """A comparison by which only the pairs in `better` can be told apart."""
+
+    def compare(first: Gates, second: Gates) -> Comparison:
+        sign = ((str(first), str(second)) in better) - ((str(second), str(first)) in better)
+        return Comparison(sign * 0.05, sign * 0.05 - 0.01, sign * 0.05 + 0.01, 200)
+
+    return compare
+
+
+FULL, FAST, SLOW = score("full", 1.0, 12.0), score("2-2-2-2-2", 0.80, 2.0), score("1-0-0-0-0", 0.90, 9.0)
+SIMILAR = score("0-1-0-0-0", 0.899, 8.0)
+
+
+def pick(finalists: list[Score], current: str, compare: Any, budget: Budget) -> Any:
+    return choose(
+        finalists, current=SPACE.parse(current), budget=budget, full_latency_ms=12.0, compare=compare, headroom=0.04
+    )
+
+
+def test_in_doubt_the_current_subnet_stays_where_it_is_feasible() -> None:
+    choice = pick([FULL, SLOW, SIMILAR, FAST], "2-2-2-2-2", judge(set()), Budget(latency_ms=10))
+    assert choice.score == FAST
+    assert "cannot tell" in choice.reason
+    assert "kept" in choice.reason
+
+
+def test_in_doubt_the_cheaper_is_taken_where_the_current_is_not_feasible() -> None:
+    choice = pick([FULL, SLOW, SIMILAR, FAST], "full", judge({("1-0-0-0-0", "2-2-2-2-2")}), Budget(latency_ms=10))
+    assert choice.score == SIMILAR
+    assert "cheaper" in choice.reason
+    fates = {str(c.score.gates): c.fate for c in choice.candidates}
+    assert fates == {
+        "0-0-0-0-0": "reference",
+        "1-0-0-0-0": "indistinguishable",
+        "0-1-0-0-0": "chosen",
+        "2-2-2-2-2": "lost",
+    }
+
+
+def test_doubt_alone_gives_no_quality_away() -> None:
+    choice = pick([FULL, SLOW, FAST], "full", judge(set()), Budget(latency_ms=10))
+    assert choice.score == SLOW
+
+
+def test_a_significantly_better_subnet_takes_over() -> None:
+    choice = pick([FULL, SLOW, FAST], "2-2-2-2-2", judge({("1-0-0-0-0", "2-2-2-2-2")}), Budget(latency_ms=10))
+    assert choice.score == SLOW
+    assert {str(c.score.gates): c.fate for c in choice.candidates}["2-2-2-2-2"] == "worse"
+
+
+def test_nothing_feasible_is_no_choice() -> None:
+    assert pick([FULL, SLOW], "full", judge(set()), Budget(latency_ms=9.0)) is None
+    assert pick([FULL, SLOW], "full", judge(set()), Budget(fraction=0.76)) is None
+    assert pick([FULL, SLOW], "full", judge(set()), Budget(fraction=0.79)).score == SLOW
+
+
+@pytest.mark.parametrize(
+    "bad", [{"seconds": 0.0}, {"runs": 0}, {"subsets": (96, 32)}, {"subsets": ()}, {"headroom": 1.0}, {"seed": -1}]
+)
+def test_a_plan_cannot_be_built_invalid(bad: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        AdaptPlan(Budget(), **bad)
+
+
+# The thread.
+
+
+class Slices:
+    """A stand-in for a job: counts its slices, waits for nothing."""
+
+    def __init__(self, slices: int, error: Exception | None = None) -> None:
+        self.slices, self.error, self.ran = slices, error, 0
+        self.ended = threading.Event()
+
+    def steps(self) -> Iterator[None]:
+        try:
+            for _ in range(self.slices):
+                self.ran += 1
+                yield
+            if self.error:
+                raise self.error
+        finally:
+            self.ended.set()
+
+
+def background(job: Any, duty: float = 1.0) -> tuple[BackgroundJob, list[Any], list[EdgeError]]:
+    done: list[Any] = []
+    failed: list[EdgeError] = []
+    return BackgroundJob(lambda: job, done=done.append, failed=failed.append, duty=duty), done, failed
+
+
+def test_a_background_job_runs_to_its_end() -> None:
+    job = Slices(5)
+    thread, done, failed = background(job)
+    assert thread.wait(30)
+    assert (job.ran, done, failed) == (5, [job], [])
+    assert not thread.running
+
+
+def test_a_background_job_that_fails_says_why() -> None:
+    thread, done, failed = background(Slices(2, BudgetError("too slow")))
+    assert thread.wait(30)
+    assert done == []
+    assert [str(error) for error in failed] == ["too slow"]
+
+
+def test_closing_ends_a_background_job_between_two_slices() -> None:
+    job = Slices(10**9)
+    thread, done, failed = background(job, duty=0.01)
+    thread.close()
+    assert thread.wait(30)
+    assert job.ended.wait(30)
+    assert (done, failed) == ([], [])
+
+
+def test_an_error_after_closing_is_nobodys_business() -> None:
+    gate = threading.Event()
+
+    def wait_then_fail() -> Iterator[None]:
+        gate.wait(30)
+        raise BackendError("the session is closed")
+        yield
+
+    job = Slices(0)
+    job.steps = wait_then_fail  # type: ignore[method-assign]
+    thread, done, failed = background(job)
+    thread._stop.set()
+    gate.set()
+    assert thread.wait(30)
+    assert (done, failed) == ([], [])
+
+
+def test_the_duty_cycle_leaves_the_rest_of_the_time() -> None:
+    class Busy(Slices):
+        def steps(self) -> Iterator[None]:
+            for _ in range(4):
+                time.sleep(0.02)
+                yield
+
+    pauses: list[float] = []
+    thread, _, _ = background(Busy(0), duty=0.25)
+    wait = thread._stop.wait
+    thread._stop.wait = lambda timeout=None: (pauses.append(timeout or 0.0), wait(0))[1]  # type: ignore[method-assign,assignment]
+    assert thread.wait(30)
+    assert all(pause >= 0.02 * 3 * 0.99 for pause in pauses[1:])
+
+
+# The loop's control.
+
+
+def control(limit_frontier: tuple[Score, ...] = (FAST, SLOW, FULL)) -> Control:
+    made = Control(AdaptationPolicy(down_after_frames=3, window=4, dwell_s=0.0, up_after_s=1.0))
+    made.learn(Frontier.of(limit_frontier))
+    return made
+
+
+def test_slow_frames_move_the_loop_down_and_say_why() -> None:
+    made = control()
+    for index in range(4):
+        made.observe(index / 10, 20.0, SLOW.gates)
+    decision = made.decide(SLOW.gates, 10.0)
+    assert decision is not None
+    assert decision.switch
+    assert decision.gates == FAST.gates
+    assert "budget" in decision.reason
+    assert made.load == pytest.approx(20 / 9)
+
+
+def test_frames_of_another_subnet_and_an_unknown_subnet_decide_nothing() -> None:
+    made = control()
+    for index in range(9):
+        made.observe(index / 10, 50.0, FULL.gates)
+    assert made.decide(SLOW.gates, 10.0) is None
+    made.observe(1.0, 50.0, SPACE.parse("1-1-1-1-1"))
+    assert made.decide(SPACE.parse("1-1-1-1-1"), 10.0) is None
+    assert Control(AdaptationPolicy()).decide(SLOW.gates, 10.0) is None
+
+
+def test_a_subnet_with_unusable_outputs_is_never_gone_to_again() -> None:
+    made = control()
+    made.forget(FAST.gates)
+    assert made.frontier is not None
+    assert FAST not in made.frontier.scores
+    made.forget(SLOW.gates)
+    made.forget(FULL.gates)
+    assert made.frontier is None
+
+
+# What is remembered.
+
+
+def test_memory_survives_a_restart(tmp_path: Path) -> None:
+    result = run(make_job(Budget(latency_ms=6.0)))
+    memory = Memory(
+        scripted_table(), result.choice.score, result.frontier, result.full_latency_ms, Budget(latency_ms=6.0)
+    )
+    state, name = StateDir.open(tmp_path), memory_name("0" * 64, "cpu", "t1")
+    memory.save(state, name)
+    assert Memory.read(state, name, SPACE) == memory
+    assert Memory.read(state, memory_name("0" * 64, "cpu", "t2"), SPACE) is None
+    Memory(scripted_table()).save(state, name)
+    assert Memory.read(state, name, SPACE) == Memory(scripted_table())
+
+
+@pytest.mark.parametrize(
+    "body", [[], {}, {"table": {}}, {"table": 3, "active": 1, "frontier": 2, "full_latency_ms": 0, "budget": 0}]
+)
+def test_memory_of_another_form_is_no_memory(tmp_path: Path, body: Any) -> None:
+    state = StateDir.open(tmp_path)
+    state.write_json("adapt.json", body)
+    assert Memory.read(state, "adapt.json", SPACE) is None
+
+
+def test_where_to_start_under_which_budget() -> None:
+    memory = Memory(scripted_table(), SLOW, Frontier.of([FAST, SLOW, FULL]), 12.0, Budget(latency_ms=10.0))
+    assert memory.start(None) is not None
+    assert memory.start(None)[0] == SLOW.gates  # type: ignore[index]
+    assert memory.start(Budget(latency_ms=5.0))[0] == FAST.gates  # type: ignore[index]
+    assert memory.start(Budget(latency_ms=1.0))[0] == FAST.gates  # type: ignore[index]
+    assert memory.start(Budget(fraction=1.0))[0] == FULL.gates  # type: ignore[index]
+    assert memory.start(Budget()) is None
+    assert Memory(scripted_table()).start(Budget(latency_ms=10.0)) is None
+    assert Memory(scripted_table()).limit_ms(Budget(fraction=0.5)) is None
+
+
+def test_jitter_is_only_on_top() -> None:
+    cost = jittered_cost()
+    assert all(COST(SPACE.default) <= cost(SPACE.default) <= 1.05 * COST(SPACE.default) for _ in range(100))
