@@ -15,9 +15,9 @@ _SCRAPS = ("leaf", "dry leaf", "paper", "card", "rust", "black nylon", "blue pla
 
 
 def scatter(canvas: Canvas, rng: np.random.Generator) -> None:
-    """Scatters up to six stones, scraps, wires and lumps of metal over the whole ground."""
-    for _ in range(int(rng.integers(0, 7))):
-        reach = canvas.side * math.exp(rng.uniform(math.log(0.025), math.log(0.16)))
+    """Scatters up to four stones, scraps, wires and lumps of metal over the whole ground."""
+    for _ in range(int(rng.integers(0, 5))):
+        reach = canvas.side * math.exp(rng.uniform(math.log(0.025), math.log(0.11)))
         pen = canvas.pen(_turn(rng, reach), (rng.uniform(0, canvas.side), rng.uniform(0, canvas.side)))
         _DISTRACTORS[int(rng.integers(len(_DISTRACTORS)))](pen, rng)
 

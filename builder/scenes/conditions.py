@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from builder.scenes.ground import Field, smooth_noise
+from builder.scenes.ground import Field, rgb, smooth_noise
 from builder.scenes.shading import Light
 
 __all__ = ["CONDITIONS", "expose", "make_light", "wet"]
@@ -34,12 +34,12 @@ def wet(ground: Field, condition: str, rng: np.random.Generator) -> Field:
     """The ground as the weather leaves it: under rain it is darker and holds puddles that show the sky."""
     if condition != "rain":
         return ground
-    puddle = np.clip(smooth_noise(len(ground), 4, rng) * 1.5 - rng.uniform(0.4, 1.8), 0.0, 0.7)[..., None]
-    return ground * 0.62 * (1.0 - puddle) + np.array([0.24, 0.25, 0.27], dtype=np.float32) * puddle
+    puddle = np.clip(smooth_noise(ground.shape[-1], 4, rng) * 1.5 - rng.uniform(0.4, 1.8), 0.0, 0.7)
+    return ground * 0.62 * (1.0 - puddle) + rgb(0.24, 0.25, 0.27) * puddle
 
 
 def expose(scene: Field, condition: str, rng: np.random.Generator) -> np.ndarray:
-    """Takes the picture: linear light float32 [S, S, 3] to uint8 [S, S, 3] as the camera stores it."""
+    """Takes the picture: linear light float32 [3, S, S] to uint8 [S, S, 3] as the camera stores it."""
     return _CAMERAS[condition](scene, rng)
 
 
@@ -56,35 +56,35 @@ def _day(scene: Field, rng: np.random.Generator) -> np.ndarray:
 
 def _blur(scene: Field, rng: np.random.Generator) -> np.ndarray:
     """Motion blur: the mean over a straight or slightly bent path of the camera."""
-    size = len(scene)
-    reach = size * rng.uniform(0.04, 0.09)
+    size = scene.shape[-1]
+    reach = size * rng.uniform(0.03, 0.07)
     angle, bend = rng.uniform(0, 2 * math.pi), rng.uniform(-0.4, 0.4)
     steps = max(5, round(reach * 1.3))
     margin = math.ceil(reach * 0.6) + 1
-    padded = np.pad(scene, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
+    padded = np.pad(scene, ((0, 0), (margin, margin), (margin, margin)), mode="edge")
     total = np.zeros_like(scene)
     for share in np.linspace(-0.5, 0.5, steps):
         turn = angle + bend * share
         dx, dy = round(reach * share * math.cos(turn)), round(reach * share * math.sin(turn))
-        total += padded[margin + dy : margin + dy + size, margin + dx : margin + dx + size]
+        total += padded[:, margin + dy : margin + dy + size, margin + dx : margin + dx + size]
     return _develop(total * (rng.uniform(0.75, 1.3) / steps), 0.006, 0.012, rng)
 
 
 def _haze(scene: Field, rng: np.random.Generator) -> np.ndarray:
     """Koschmieder: contrast lost to airlight by a depth that grows across the frame, then scattering blur."""
-    size = len(scene)
+    size = scene.shape[-1]
     axis = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     angle = rng.uniform(0, 2 * math.pi)
     depth = 1.0 + 0.5 * (axis[None, :] * math.cos(angle) + axis[:, None] * math.sin(angle))
     depth += 0.12 * smooth_noise(size, 3, rng)
-    seen = np.exp(-rng.uniform(0.5, 1.2) * depth)[..., None]
-    airlight = rng.uniform(0.42, 0.72) * np.array([1.0, 1.01, 1.03], dtype=np.float32) * rng.uniform(0.97, 1.03, 3)
+    seen = np.exp(-rng.uniform(0.4, 0.95) * depth)
+    airlight = rng.uniform(0.42, 0.72) * rgb(rng.uniform(0.97, 1.03), 1.0, rng.uniform(0.99, 1.06))
     return _develop(scene * seen + airlight * (1 - seen), 0.006, 0.010, rng, blur_px=size * rng.uniform(0.006, 0.014))
 
 
 def _rain(scene: Field, rng: np.random.Generator) -> np.ndarray:
     """Bright streaks of falling drops over the wet scene, and now and then a drop on the lens."""
-    streaks = _streaks(len(scene), rng)[..., None]
+    streaks = _streaks(scene.shape[-1], rng)
     picture = _develop(scene * rng.uniform(0.9, 1.35) * (1 - 0.4 * streaks) + 0.42 * streaks, 0.008, 0.014, rng)
     if rng.random() < 0.4:
         return _lens_drop(picture, rng)
@@ -119,12 +119,12 @@ def _lens_drop(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _night(scene: Field, rng: np.random.Generator) -> np.ndarray:
     """Little light in a cone, shot and read noise of a high gain, and at times the glare of a lamp in the frame."""
-    size = len(scene)
+    size = scene.shape[-1]
     axis = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     spot = rng.uniform(-0.3, 0.3, 2)
     away = (axis[None, :] - spot[0]) ** 2 + (axis[:, None] - spot[1]) ** 2
     cone = 0.22 + np.exp(-away / rng.uniform(0.06, 0.30))
-    dim = scene * cone[..., None] * rng.uniform(0.30, 0.85)
+    dim = scene * cone * rng.uniform(0.45, 1.1)
     if rng.random() < 0.45:
         dim = dim + _glare(axis, rng)
     return _develop(dim, 0.008, 0.045, rng)
@@ -139,8 +139,7 @@ def _glare(axis: Field, rng: np.random.Generator) -> Field:
     across = dx * math.sin(angle * 3) + dy * math.cos(angle * 3)
     glow = 0.9 * np.exp(-away / 0.006) + 0.10 * np.exp(-away / 0.08)
     glow += 0.12 * np.exp(-(across**2) / 0.0006 - away / 0.15)
-    colour = np.array([(1.0, 0.80, 0.50), (0.75, 0.88, 1.0)][int(rng.integers(2))], dtype=np.float32)
-    return glow[..., None] * colour
+    return glow * (rgb(1.0, 0.80, 0.50) if rng.random() < 0.5 else rgb(0.75, 0.88, 1.0))
 
 
 def _develop(
@@ -149,13 +148,16 @@ def _develop(
     """Sensor and tone curve: noise that grows with the root of the light, a soft shoulder, gamma 2, uint8."""
     light = np.maximum(light, 0.0)
     if blur_px:
-        coded = np.clip(np.sqrt(light) * 220.0, 0, 255).astype(np.uint8)
-        light = (np.asarray(Image.fromarray(coded).filter(ImageFilter.GaussianBlur(blur_px))) / 220.0) ** 2
+        light = np.stack([_soften(plane, blur_px) for plane in light])
     noise = rng.standard_normal(light.shape, dtype=np.float32)
-    seen = light + noise * (read_noise + shot_noise * np.sqrt(light))
-    seen = np.maximum(seen, 0.0)
+    seen = np.maximum(light + noise * (read_noise + shot_noise * np.sqrt(light)), 0.0)
     curve = np.sqrt(seen * (1.0 + 0.15 * seen) / (1.0 + 0.55 * seen))
-    return np.minimum(curve * 275.0, 255.0).astype(np.uint8)
+    return np.ascontiguousarray(np.minimum(curve * 275.0, 255.0).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _soften(plane: Field, blur_px: float) -> Field:
+    coded = Image.fromarray(np.minimum(np.sqrt(plane) * 220.0, 255.0).astype(np.uint8))
+    return (np.asarray(coded.filter(ImageFilter.GaussianBlur(blur_px)), dtype=np.float32) / 220.0) ** 2
 
 
 _CAMERAS: dict[str, Callable[[Field, np.random.Generator], np.ndarray]] = {

@@ -65,8 +65,8 @@ def render(seed: int, index: int = 0, *, condition: str = "day", size: int = 64,
     azimuth, elevation = scene_rng.uniform(0, 2 * math.pi), math.radians(scene_rng.uniform(28, 68))
     scatter(canvas, scene_rng)
     box = _place(canvas, chosen, scene_rng)
-    if scene_rng.random() < 0.5:
-        cover(canvas, box, scene_rng.uniform(0.05, 0.34), scene_rng)
+    if scene_rng.random() < 0.35:
+        cover(canvas, box, scene_rng.uniform(0.05, 0.25), scene_rng)
     light = make_light(condition, azimuth, elevation, weather_rng)
     linear = shade(canvas, wet(ground, condition, weather_rng), materials, light, scene_rng)
     left, top, right, bottom = (edge / _OVERSAMPLING for edge in box)
@@ -124,9 +124,9 @@ def _render_range(job: tuple[int, int, int, tuple[str, ...], int]) -> list[Scene
 def _place(canvas: Canvas, label: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws the part at a random pose and returns its box in pixels of the canvas."""
     side = canvas.side
-    reach = side * 0.5 * math.exp(rng.uniform(math.log(0.36), math.log(0.85)))
+    reach = side * 0.5 * math.exp(rng.uniform(math.log(0.58), math.log(0.94)))
     angle, lean = rng.uniform(0, 2 * math.pi, 2).tolist()
-    tilt = rng.uniform(0.62, 1.0)
+    tilt = rng.uniform(0.68, 1.0)
     mirror = np.array([1.0, 1.0 if rng.random() < 0.5 else -1.0])
     matrix = _rotation(lean) @ np.diag([1.0, tilt]) @ _rotation(angle - lean) * mirror * reach
     slack = side / 2 - reach * 1.02

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from builder.scenes.canvas import Canvas
-from builder.scenes.ground import Field, smooth_noise
+from builder.scenes.ground import Field, rgb, smooth_noise
 from builder.scenes.materials import Palette
 
 __all__ = ["Light", "shade"]
@@ -42,8 +42,8 @@ class Light:
 
 
 def shade(canvas: Canvas, ground: Field, palette: Palette, light: Light, rng: np.random.Generator) -> Field:
-    """Lights a canvas and lays it over the ground; linear RGB, float32 [S, S, 3], S the ground's side."""
-    size = len(ground)
+    """Lights a canvas and lays it over the ground; linear RGB, float32 [3, S, S], S the ground's side."""
+    size = ground.shape[-1]
     over = canvas.side // size
     material = np.asarray(canvas.material).ravel()
     solid = np.flatnonzero(material)
@@ -51,19 +51,18 @@ def shade(canvas: Canvas, ground: Field, palette: Palette, light: Light, rng: np
     wobble = smooth_noise(size, 5, rng).ravel()[pixel]
     lit = _lit(_normals(canvas, solid), material[solid], wobble, palette, light)
     share = 1.0 / (over * over)
-    sums = [np.bincount(pixel, channel, size * size) * share for channel in lit.T]
-    colour = np.stack(sums, axis=1).astype(np.float32).reshape(size, size, 3)
+    sums = [np.bincount(pixel, plane, size * size) * share for plane in lit]
+    colour = np.stack(sums).astype(np.float32).reshape(3, size, size)
     alpha = (np.bincount(pixel, minlength=size * size) * share).astype(np.float32).reshape(size, size)
     sun, near = _shadows(canvas, size, light)
-    direct = np.array(light.direct, dtype=np.float32) * light.direction[2]
-    falling = direct * sun[..., None] + np.array(light.sky, dtype=np.float32) * near[..., None]
-    return ground * falling * (1.0 - alpha[..., None]) + colour
+    falling = rgb(*light.direct) * (light.direction[2] * sun) + rgb(*light.sky) * near
+    return ground * falling * (1.0 - alpha) + colour
 
 
 def _lit(
     normals: tuple[Field, Field, Field], material: npt.NDArray[np.uint8], wobble: Field, palette: Palette, light: Light
 ) -> Field:
-    """Colour of the drawn pixels of the canvas, float32 [n, 3]; the bare ground is not computed."""
+    """Colour of the drawn pixels of the canvas, float32 [3, n]; the bare ground is not computed."""
     x, y, z = light.direction
     nx, ny, nz = normals
     diffuse = np.maximum(nx * x + ny * y + nz * z, 0.0)
@@ -75,11 +74,13 @@ def _lit(
     shine = shine * shine
     mirror = np.clip(0.5 + 0.9 * (nx * x + ny * y) + 0.22 * wobble, 0.05, 1.25)
     metal = palette.metal[material]
-    albedo = palette.rgb[material]
-    direct, sky = np.array(light.direct, dtype=np.float32), np.array(light.sky, dtype=np.float32)
-    dull = (1.0 - metal) * (0.35 + 0.65 * nz)
-    lit = albedo * (direct * (diffuse * (1.0 - 0.6 * metal))[:, None] + sky * (dull + 1.6 * metal * mirror)[:, None])
-    lit += direct * (shine * (0.06 + 0.75 * metal) * light.gloss)[:, None] * np.sqrt(albedo)
+    sun_share = diffuse * (1.0 - 0.6 * metal)
+    sky_share = (1.0 - metal) * (0.35 + 0.65 * nz) + 1.6 * metal * mirror
+    highlight = shine * (0.06 + 0.75 * metal) * light.gloss
+    lit = np.empty((3, len(material)), dtype=np.float32)
+    for plane, direct, sky, albedo in zip(lit, light.direct, light.sky, palette.rgb.T, strict=True):
+        plane[:] = albedo[material] * (direct * sun_share + sky * sky_share)
+        plane += (direct * np.sqrt(albedo))[material] * highlight
     return lit
 
 
