@@ -109,14 +109,16 @@ def _profiled(
     bundle: Bundle, options: SessionOptions, inputs: Mapping[str, Array], scratch: Path
 ) -> AdditiveCost | None:
     """The table from leaf kernels; None where this onnxruntime or this disk gives no profile."""
-    vectors = covering_vectors(bundle.manifest.space)
+    space = bundle.manifest.space
+    vectors = covering_vectors(space)
     try:
         profile = profile_kernels(bundle, options, inputs, vectors, rounds=PROFILE_ROUNDS, scratch=scratch)
     except (BackendError, StateError):
         return None
-    if not all(any(times) for times in zip(*profile.group_us, strict=True)):
+    columns = zip(space.groups, zip(*profile.group_us, strict=True), strict=True)
+    if not all(any(times) for group, times in columns if group.size > 1):
         return None  # A decision without a single kernel: its nodes were renamed, or are too quick for the profiler.
-    return _table_of(bundle.manifest.space, profile)
+    return _table_of(space, profile)
 
 
 def _table_of(space: GateSpace, profile: KernelProfile) -> AdditiveCost:
