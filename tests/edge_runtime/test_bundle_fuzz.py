@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.backends import check_graph
-from edge_runtime.bundle import Bundle
+from edge_runtime.bundle import Bundle, write_bundle
 from edge_runtime.bundle.schema import read_manifest, seal_manifest
 from edge_runtime.errors import BundleError
+from tests.support.golden import MODEL, WEIGHTS, golden_manifest
 from tests.support.tiny import tiny_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -64,14 +65,27 @@ def test_random_mutations_give_a_valid_model_or_one_clear_error(tmp_path: Path) 
     assert outcomes["refused by onnxruntime"] <= 5
 
 
-def test_every_truncation_of_a_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tiny.nnf"
-    tiny_bundle(path)
-    with path.open("r+b") as stream:
-        for size in range(path.stat().st_size - 1, -1, -1):
+def refused_at_every_size(bundle: Path, file: Path, *, step: int = 1) -> None:
+    """Shorten `file` a little at a time; `bundle` must be refused each time."""
+    with file.open("r+b") as stream:
+        for size in range(file.stat().st_size - 1, -1, -step):
             stream.truncate(size)
             with pytest.raises(BundleError):
-                Bundle.read(path)
+                Bundle.read(bundle)
+
+
+def test_every_truncation_of_a_zip_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "b.nnf"
+    write_bundle(path, golden_manifest(), MODEL, WEIGHTS)
+    refused_at_every_size(path, path)
+    tiny_bundle(path)
+    refused_at_every_size(path, path, step=53)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "weights.bin"])
+def test_every_truncation_of_a_file_in_a_directory_is_refused(tmp_path: Path, name: str) -> None:
+    write_bundle(tmp_path / "b", golden_manifest(), MODEL, WEIGHTS)
+    refused_at_every_size(tmp_path / "b", tmp_path / "b" / name)
 
 
 def cuts_of(bundle: Bundle, part: str) -> Iterator[Callable[[], object]]:

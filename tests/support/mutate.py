@@ -256,16 +256,31 @@ def _double_node(model: onnx.ModelProto, rng: Rng) -> None:
 
 
 def _longer_chain(model: onnx.ModelProto, rng: Rng) -> None:
-    """One more elementwise node behind a Relu, in its branch; the result stays a valid graph."""
+    """More nodes in front of a Relu, in its branch, of the same shape; the result stays a valid graph."""
     graphs = [g for g in all_graphs(model.graph) if any(n.op_type == "Relu" for n in g.node)]
     if not graphs:
         return
     graph = _pick(graphs, rng)
     node = _pick([n for n in graph.node if n.op_type == "Relu"], rng)
-    extra = onnx.helper.make_node(_pick(UNARY[:5], rng), [node.input[0]], [f"{node.name}.more"], f"{node.name}.more")
     at = list(graph.node).index(node)
+    for extra in reversed(_chain(node.input[0], f"{node.name}.more", rng)):
+        graph.node.insert(at, extra)
     node.input[0] = f"{node.name}.more"
-    graph.node.insert(at, extra)
+
+
+def _chain(x: str, out: str, rng: Rng) -> list[onnx.NodeProto]:
+    """Nodes from `x` to `out` that keep its shape: elementwise, pooled in place, or scaled by a summary of itself."""
+    op = _pick((*UNARY[:5], "MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "Mul", "Add"), rng)
+    if op in ("MaxPool", "AveragePool"):
+        side = int(rng.integers(1, 4))
+        window = {"kernel_shape": [2 * side + 1] * 2, "pads": [side] * 4}
+        return [onnx.helper.make_node(op, [x], [out], out, **window)]
+    if op in ("GlobalAveragePool", "ReduceMean"):
+        axes = {"axes": _pick(([2, 3], [3], [-1, 1], [1, 2, 3]), rng)} if op == "ReduceMean" else {}
+        summary = onnx.helper.make_node(op, [x], [f"{out}.mean"], f"{out}.mean", **axes)
+        inputs = [x, f"{out}.mean"] if rng.integers(0, 2) else [f"{out}.mean", x]
+        return [summary, onnx.helper.make_node(_pick(("Mul", "Add"), rng), inputs, [out], out)]
+    return [onnx.helper.make_node(op, [x, x] if op in ("Mul", "Add") else [x], [out], out)]
 
 
 def _swap_branches(model: onnx.ModelProto, rng: Rng) -> None:
