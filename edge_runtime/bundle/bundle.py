@@ -133,14 +133,28 @@ def _write_file(path: str, content: bytes) -> None:
 
 
 def _replace(beside: str, target: str) -> None:
-    if not os.path.isdir(target):
+    """Put `beside` in the place of `target`, and make the exchange last."""
+    if os.path.isdir(target):
+        _replace_directory(beside, target)
+    else:
         os.replace(beside, target)
-        return
+    parent = os.open(os.path.dirname(target) or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _replace_directory(beside: str, target: str) -> None:
     if not set(os.listdir(target)) <= set(FILE_NAMES):
         raise BundleError(f"{target!r} is a directory that is not a bundle", hint="name a new path")
     old = f"{target}.{secrets.token_hex(4)}.old"
     os.rename(target, old)
-    os.rename(beside, target)
+    try:
+        os.rename(beside, target)
+    except OSError:
+        os.rename(old, target)
+        raise
     _discard(old)
 
 
