@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,6 @@ from edge_runtime.backends import open_session, runtime_versions
 from edge_runtime.backends.base import Array, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, UsageError
-from edge_runtime.evaluate import probabilities
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, check_labels, fit, normalise
 from edge_runtime.measure import Clock, LatencyModel
@@ -219,13 +217,14 @@ class EdgeModel:
         image = fit(frame, self._spec)
         answer = self._answer({self._input: normalise(image, self._spec)[None]}, self._active.lease().gates)
         outputs = {name: output[0] for name, output in answer.outputs.items()}
-        shares = probabilities(outputs[self._logits])
-        best = int(shares.argmax())
+        logits = outputs[self._logits]
+        best = int(logits.argmax())
+        confidence = 1.0 / float(np.exp(logits - logits[best]).sum())
         self._buffer.add(image)
         took_ns = self._clock_ns() - began_ns
         self._meter.add(answer.run_ns, took_ns - answer.run_ns, self._loop.limit_ms)
         return Prediction(
-            outputs, self._classes[best], float(shares[best]), answer.gates, answer.run_ns / 1e6, bool(answer.fault)
+            outputs, self._classes[best], confidence, answer.gates, answer.run_ns / 1e6, bool(answer.fault)
         )
 
     def infer(self, x: Array | Mapping[str, Array], gates: Gates | str | None = None) -> dict[str, Array]:
@@ -386,9 +385,7 @@ class EdgeModel:
     def __enter__(self) -> EdgeModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
