@@ -7,15 +7,13 @@ from builder.scenes.materials import pick
 
 __all__ = ["draw_bolt", "draw_fuse", "draw_pin", "draw_rivet", "draw_screw"]
 
-_METALS = ("steel", "zinc", "brass", "black oxide", "rust")
-
 
 def draw_bolt(pen: Pen, rng: np.random.Generator) -> None:
     """Hexagon-head bolt: a faceted head, a cylindrical shank of even width, thread to a flat end."""
-    material = pick(rng, _METALS)
-    half = rng.uniform(0.15, 0.24)
-    neck = rng.uniform(-0.70, -0.52)
-    head = half * rng.uniform(1.7, 2.1)
+    material = pick(rng, ("steel", "zinc", "steel", "black oxide", "rust"))
+    half = rng.uniform(0.20, 0.28)
+    neck = rng.uniform(-0.66, -0.50)
+    head = half * rng.uniform(1.8, 2.1)
     _cylinder(pen, neck, 0.97, half, 120, material)
     start = neck + rng.uniform(0.02, 0.7) * (0.9 - neck)
     _thread(pen, start, 0.95, (half, half), rng.uniform(0.085, 0.12), material)
@@ -27,11 +25,11 @@ def draw_bolt(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_screw(pen: Pen, rng: np.random.Generator) -> None:
     """Wood or sheet-metal screw: countersunk or pan head, coarse thread that tapers to a point."""
-    material = pick(rng, (*_METALS, "copper"))
-    half = rng.uniform(0.13, 0.20)
-    head = half * rng.uniform(1.7, 2.2)
+    material = pick(rng, ("brass", "zinc", "brass", "copper", "rust"))
+    half = rng.uniform(0.18, 0.25)
+    head = half * rng.uniform(1.7, 2.1)
     neck = rng.uniform(-0.78, -0.66)
-    taper = rng.uniform(0.35, 0.70)
+    taper = rng.uniform(0.15, 0.50)
     shank = np.array([[neck, -half], [taper, -half], [0.98, 0.0], [taper, half], [neck, half]])
     pen.fill(shank, 70, material)
     pen.fill(shank * np.array([1.0, 0.55]), 115, material)
@@ -48,9 +46,9 @@ def draw_screw(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_rivet(pen: Pen, rng: np.random.Generator) -> None:
     """Solid or blind rivet: a domed head on a plain shank; blind ones carry their thin mandrel."""
-    material = pick(rng, ("steel", "zinc", "copper", "brass", "black oxide"))
-    half = rng.uniform(0.20, 0.30)
-    head = half * rng.uniform(1.65, 2.0)
+    material = pick(rng, ("zinc", "zinc", "copper", "steel"))
+    half = rng.uniform(0.24, 0.34)
+    head = half * rng.uniform(1.8, 2.2)
     blind = rng.random() < 0.5
     left, right = (-0.25, 0.62) if blind else (-0.55, rng.uniform(0.6, 0.97))
     if blind:
@@ -63,8 +61,8 @@ def draw_rivet(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_pin(pen: Pen, rng: np.random.Generator) -> None:
     """Dowel or clevis pin: a plain polished cylinder with chamfered ends, at times a groove or a cross hole."""
-    material = pick(rng, _METALS)
-    half = rng.uniform(0.14, 0.27)
+    material = pick(rng, ("steel", "zinc", "black oxide"))
+    half = rng.uniform(0.18, 0.30)
     _cylinder(pen, -0.97, 0.97, half * 0.72, 85, material)
     _cylinder(pen, -0.90, 0.90, half, 130, material)
     kind = rng.random()
@@ -79,7 +77,7 @@ def draw_pin(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_fuse(pen: Pen, rng: np.random.Generator) -> None:
     """Cartridge fuse: a tube of glass or ceramic between two metal caps, with its wire where one can see through."""
-    half = rng.uniform(0.19, 0.29)
+    half = rng.uniform(0.22, 0.31)
     cap = rng.uniform(0.26, 0.38)
     body = "glass" if rng.random() < 0.6 else "ceramic"
     metal = pick(rng, ("zinc", "steel", "brass"))

@@ -124,7 +124,7 @@ def _render_range(job: tuple[int, int, int, tuple[str, ...], int]) -> list[Scene
 def _place(canvas: Canvas, label: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Draws the part at a random pose and returns its box in pixels of the canvas."""
     side = canvas.side
-    reach = side * 0.5 * math.exp(rng.uniform(math.log(0.58), math.log(0.94)))
+    reach = side * 0.5 * math.exp(rng.uniform(math.log(0.66), math.log(0.96)))
     angle, lean = rng.uniform(0, 2 * math.pi, 2).tolist()
     tilt = rng.uniform(0.68, 1.0)
     mirror = np.array([1.0, 1.0 if rng.random() < 0.5 else -1.0])

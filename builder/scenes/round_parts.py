@@ -9,7 +9,7 @@ from builder.scenes.materials import pick
 
 __all__ = ["draw_bearing", "draw_gear", "draw_nut", "draw_o_ring", "draw_washer", "draw_wing_nut"]
 
-_METALS = ("steel", "zinc", "brass", "black oxide", "rust")
+_METALS = ("steel", "zinc", "brass", "black oxide")
 
 
 def draw_nut(pen: Pen, rng: np.random.Generator) -> None:
@@ -43,7 +43,7 @@ def draw_wing_nut(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_washer(pen: Pen, rng: np.random.Generator) -> None:
     """Flat washer: a thin disc with a hole, now and then a split lock washer."""
-    material = pick(rng, (*_METALS, "copper", "nylon", "rubber", "red plastic"))
+    material = pick(rng, (*_METALS, "copper", "zinc"))
     hole = rng.uniform(0.42, 0.66)
     pen.fill(circle(0.95), 38, material)
     pen.fill(circle(0.90), 50, material)
@@ -56,7 +56,7 @@ def draw_washer(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_o_ring(pen: Pen, rng: np.random.Generator) -> None:
     """O-ring: a round cord in a circle, of rubber or plastic, at times squeezed out of round."""
-    material = pick(rng, ("rubber", "rubber", "black nylon", "nylon", "red plastic", "green plastic", "copper"))
+    material = pick(rng, ("rubber", "rubber", "black nylon", "red plastic", "green plastic"))
     thickness = rng.uniform(0.17, 0.34)
     ring = arc(0.95 - thickness / 2, 0.0, 2 * math.pi, count=72) * np.array([1.0, rng.uniform(0.78, 1.0)])
     pen.wire(ring, thickness, 110, material)
@@ -64,7 +64,7 @@ def draw_o_ring(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_bearing(pen: Pen, rng: np.random.Generator) -> None:
     """Ball bearing: two races with balls or a shield between them."""
-    material = pick(rng, ("steel", "zinc", "black oxide", "rust"))
+    material = pick(rng, ("steel", "zinc", "black oxide"))
     hole = rng.uniform(0.30, 0.46)
     inner, outer = hole + 0.14, 0.79
     pen.fill(circle(0.95), 120, material)

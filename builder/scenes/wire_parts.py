@@ -9,14 +9,12 @@ from builder.scenes.materials import pick
 
 __all__ = ["draw_bracket", "draw_cable_tie", "draw_circlip", "draw_hook", "draw_spring"]
 
-_METALS = ("steel", "zinc", "brass", "black oxide", "rust")
-
 
 def draw_circlip(pen: Pen, rng: np.random.Generator) -> None:
     """Retaining ring: an open flat ring with a lug and a small hole at either end."""
-    material = pick(rng, ("steel", "zinc", "black oxide", "rust", "copper"))
+    material = pick(rng, ("steel", "zinc", "black oxide", "copper"))
     gap = rng.uniform(0.30, 0.62)
-    width = rng.uniform(0.15, 0.24)
+    width = rng.uniform(0.17, 0.25)
     radius = 0.93 - width / 2
     inward = rng.random() < 0.5
     pen.wire(arc(radius, gap, 2 * math.pi - gap, count=72), width, 70, material)
@@ -29,10 +27,10 @@ def draw_circlip(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_spring(pen: Pen, rng: np.random.Generator) -> None:
     """Coil spring from the side: front strands over darker back strands, flat or hooked ends."""
-    material = pick(rng, (*_METALS, "copper"))
-    turns = int(rng.integers(5, 10))
-    half = rng.uniform(0.24, 0.38)
-    width = rng.uniform(0.09, 0.13)
+    material = pick(rng, ("steel", "zinc", "copper", "brass"))
+    turns = int(rng.integers(5, 9))
+    half = rng.uniform(0.32, 0.46)
+    width = rng.uniform(0.11, 0.15)
     pitch = 1.8 / turns
     for turn in range(turns):
         x = -0.9 + turn * pitch
@@ -46,9 +44,9 @@ def draw_spring(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_hook(pen: Pen, rng: np.random.Generator) -> None:
     """Hook of bent rod: a straight stem with an eye or a second hook at one end and a hook at the other."""
-    material = pick(rng, (*_METALS, "nylon", "black nylon"))
-    width = rng.uniform(0.13, 0.20)
-    radius = rng.uniform(0.26, 0.36)
+    material = pick(rng, ("steel", "zinc", "brass", "black oxide"))
+    width = rng.uniform(0.18, 0.25)
+    radius = rng.uniform(0.30, 0.40)
     bend = arc(radius, math.pi, math.pi * rng.uniform(-0.15, 0.12), centre=(radius, 0.52))
     stem = np.array([[0.0, -0.45], [0.0, 0.45]])
     pen.wire(np.concatenate([stem, bend]) - [radius / 2, 0.0], width, 110, material)
@@ -62,7 +60,7 @@ def draw_hook(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_bracket(pen: Pen, rng: np.random.Generator) -> None:
     """Angle bracket: an L of flat plate with screw holes and a rounded or square corner."""
-    material = pick(rng, (*_METALS, "nylon"))
+    material = pick(rng, ("steel", "zinc", "zinc", "brass", "rust"))
     width = rng.uniform(0.42, 0.62)
     reach = rng.uniform(0.65, 0.95)
     left, top, right, bottom = -0.85, -reach, 0.85, 0.85
@@ -83,9 +81,9 @@ def draw_bracket(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_cable_tie(pen: Pen, rng: np.random.Generator) -> None:
     """Cable tie: a thin strap, bent or looped, that leaves a square locking head."""
-    material = pick(rng, ("nylon", "black nylon", "nylon", "black nylon", "red plastic", "blue plastic"))
-    width = rng.uniform(0.10, 0.15)
-    looped = rng.random() < 0.55
+    material = pick(rng, ("nylon", "nylon", "black nylon", "red plastic", "blue plastic"))
+    width = rng.uniform(0.15, 0.21)
+    looped = rng.random() < 0.8
     if looped:
         sweep = rng.uniform(1.55, 1.9) * math.pi
         angle = np.linspace(0.0, sweep, 64)
