@@ -84,6 +84,7 @@ class Supernet(nn.Module):
         self.fixed = nn.ModuleList(segment.module for segment in segments)
         self.bodies = nn.ModuleList(bodies)
         self.space = GateSpace(tuple(self._group(index) for index in range(len(units))))
+        self._fixed_macs = sum(multiply_accumulates(m) for i, m in enumerate(self.fixed) if i not in self.unit_of)
         self.fixed.requires_grad_(False)
         self.train(False)
 
@@ -127,9 +128,8 @@ class Supernet(nn.Module):
 
     def macs(self, gates: Gates) -> int:
         """Multiply-accumulates of one image through a subnet."""
-        fixed = sum(multiply_accumulates(m) for i, m in enumerate(self.fixed) if i not in self.unit_of)
         chosen = zip(self.units, gates.values, gates.active, strict=True)
-        return fixed + sum(unit.alternatives[int(value)].macs for unit, value, on in chosen if on)
+        return self._fixed_macs + sum(unit.alternatives[int(value)].macs for unit, value, on in chosen if on)
 
 
 def elastify(
