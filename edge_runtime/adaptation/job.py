@@ -139,7 +139,7 @@ class AdaptJob:
             yield from self._measure(group)
             choice = self._choose(self._plan.headroom)
         if choice is None:
-            yield from self._measure([gates for gates in [fastest(self._cost)] if not self._finals.has(gates)])
+            yield from self._measure([gates for gates in self._fastest_group() if not self._finals.has(gates)])
             # In doubt a subnet that just meets the budget is better than none.
             choice = self._choose(self._plan.headroom) or self._choose(0.0)
         if choice is None:
@@ -177,6 +177,13 @@ class AdaptJob:
         listed = [g for g in [*self._shortlist.pool, *self._shortlist.ladder] if self._cost(g) <= predicted_ms]
         listed.sort(key=lambda gates: -self._shortlist.score(gates).quality)
         return [gates for gates in dict.fromkeys([*listed[:2], *fresh]) if not self._finals.has(gates)][:3]
+
+    def _fastest_group(self) -> list[Gates]:
+        """The fastest subnet by the table, and what may really be as fast."""
+        quickest = fastest(self._cost)
+        limit_ms = 1.1 * self._cost(quickest)
+        near = near_budget_seeds(self._full.space, self._cost, self._cost, limit_ms, 3, self._plan.seed)
+        return list(dict.fromkeys([quickest, *near]))[:3]
 
     def _limit_ms(self) -> float:
         return self._plan.budget.limit_ms(self._finals.p95_ms(self._full))

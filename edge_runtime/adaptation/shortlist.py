@@ -145,7 +145,8 @@ class Shortlist:
         """Seconds that halving and measuring will take, from what the first images of the full subnet took."""
         plan, full_ms = self._plan, self._cost(self._current.space.default)
         share = min(1.0, self._limit_ms / full_ms)
-        middle = share * SURVIVORS * plan.finalists * (self._images(1) - self._images(0))
+        rungs = len(self.ladder) / 2  # faster subnets cost about half of what the limit allows
+        middle = share * (SURVIVORS * plan.finalists + rungs) * (self._images(1) - self._images(0))
         images = self.goal * self._last_runs() + middle
         runs_ms = (plan.finalists + 1) * share * full_ms + 2 * full_ms
         return min(per_image * images + 1.4 * plan.runs * runs_ms / 1e3, 0.8 * plan.seconds)

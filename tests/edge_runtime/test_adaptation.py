@@ -57,7 +57,7 @@ def make_job(
         calibrate=lambda: scripted_table(table_scale),
         prior=PRIOR,
         current=SPACE.parse(current),
-        plan=AdaptPlan(budget, seconds=seconds, seed=seed),
+        plan=AdaptPlan(budget, seconds=seconds, population=12, generations=4, seed=seed),
         clock_ns=session.now_ns,
     )
 
