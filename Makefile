@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 # Pinned, so that the tests of the builder run against the torch they were written with. Where pip would fetch a CUDA
-# build that you do not want: make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# build that you do not want, name an index of CPU builds: make test TORCH_INDEX=...
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # Tests and benchmarks that need photographs read this folder, and skip with a word where it is absent.
@@ -57,4 +57,6 @@ $(TEST_VENV)/ready: pyproject.toml
 	@$(PYTHON) -m venv $(TEST_VENV)
 	@$(TEST)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
 	@$(TEST)/python -m pip install --quiet --disable-pip-version-check --editable ".[build,test]"
+	@# Architectures that nobody here wrote; without its dependencies, which the tests do not need.
+	@$(TEST)/python -m pip install --quiet --disable-pip-version-check --no-deps "pytorchcv==0.0.74"
 	@touch $@
