@@ -52,7 +52,7 @@ class DemoConfig:
 ORACLE = DemoConfig(stem=(16, 32), stages=(Stage(32, 3, 4), Stage(64, 4, 4), Stage(112, 3, 3)), head=256)
 """The network that the demo makes elastic."""
 
-SMALL = DemoConfig(stem=(16, 16), stages=(Stage(16, 1, 3), Stage(32, 2, 3), Stage(64, 2, 3)), head=128)
+SMALL = DemoConfig(stem=(16, 32), stages=(Stage(32, 1, 4), Stage(48, 2, 3), Stage(80, 2, 3)), head=128)
 """About 40 % of the oracle's latency; trained alone, it is what an elastic subnet has to beat."""
 
 

@@ -76,16 +76,16 @@ class Pen:
         self.relief(outlines, [round(low + (high - low) * share) for share in shares], material)
 
     def wire(self, points: Points, width: float, height: int, material: str) -> None:
-        """Draws a round wire of `width` units along a polyline of small bends, with round ends."""
-        path = self._pixels(points).ravel().tolist()
+        """Draws a round wire of `width` units along a polyline without sharp corners, with round ends."""
+        path = self._pixels(points)
         canvas = self._canvas
         for layer, (share, rise) in enumerate(_WIRE_LAYERS):
-            width_px = max(1, round(width * share * self._unit_px))
-            _stroke(canvas.draw_height, path, width_px, round(height * rise))
+            stroke = _stroke(path, max(1.0, width * share * self._unit_px))
+            _paint(canvas.draw_height, stroke, round(height * rise))
             if layer == 0:
-                _stroke(canvas.draw_material, path, width_px, MATERIALS[material])
+                _paint(canvas.draw_material, stroke, MATERIALS[material])
             if layer == 0 and self._target:
-                _stroke(canvas.draw_target, path, width_px, 255)
+                _paint(canvas.draw_target, stroke, 255)
 
     def _polygon(self, corners_px: Points, height: int, material: int, target: int) -> None:
         outline = corners_px.ravel().tolist()
@@ -116,13 +116,33 @@ def regular(corners: int, radius: float, *, centre: tuple[float, float] = (0.0, 
     return arc(radius, turn, turn + 2 * math.pi * (corners - 1) / corners, centre=centre, count=corners)
 
 
-def _stroke(draw: ImageDraw.ImageDraw, path: Sequence[float], width_px: int, fill: int) -> None:
-    """A polyline with round ends; bends are small, so the joints need nothing."""
-    draw.line(path, fill=fill, width=width_px)
-    radius = (width_px - 1) / 2
-    if radius >= 1:
-        for x, y in (path[:2], path[-2:]):
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
+_Stroke = tuple[list[list[float]], list[list[float]]]
+"""Polygons along a wire, and the boxes of the discs at its ends; flat coordinates in pixels."""
 
+
+def _stroke(path: Points, width_px: float) -> _Stroke:
+    """A polyline of some width; in short pieces, because a polygon that crosses itself has holes."""
+    along = np.gradient(path, axis=0)
+    length = np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-9)
+    side = np.stack([-along[:, 1], along[:, 0]], axis=1) * (width_px / 2 / length)[:, None]
+    left, right = path + side, path - side
+    pieces = []
+    for start in range(0, len(path) - 1, _PIECE):
+        part = slice(start, start + _PIECE + 1)
+        pieces.append(np.concatenate([left[part], right[part][::-1]]).ravel().tolist())
+    radius = (width_px - 1) / 2
+    discs = [[x - radius, y - radius, x + radius, y + radius] for x, y in (path[0], path[-1])] if radius >= 1 else []
+    return pieces, discs
+
+
+def _paint(draw: ImageDraw.ImageDraw, stroke: _Stroke, fill: int) -> None:
+    for piece in stroke[0]:
+        draw.polygon(piece, fill=fill)
+    for disc in stroke[1]:
+        draw.ellipse(disc, fill=fill)
+
+
+_PIECE = 12
+"""Segments of a wire in one polygon."""
 
 _CIRCLE = arc(1.0, 0.0, 2 * math.pi * 35 / 36, count=36)

@@ -13,7 +13,7 @@ def draw_bolt(pen: Pen, rng: np.random.Generator) -> None:
     material = pick(rng, ("steel", "zinc", "steel", "black oxide", "rust"))
     half = rng.uniform(0.20, 0.28)
     neck = rng.uniform(-0.66, -0.50)
-    head = half * rng.uniform(1.8, 2.1)
+    head = half * rng.uniform(1.95, 2.3)
     _cylinder(pen, neck, 0.97, half, 120, material)
     start = neck + rng.uniform(0.02, 0.7) * (0.9 - neck)
     _thread(pen, start, 0.95, (half, half), rng.uniform(0.085, 0.12), material)
@@ -77,11 +77,11 @@ def draw_pin(pen: Pen, rng: np.random.Generator) -> None:
 
 def draw_fuse(pen: Pen, rng: np.random.Generator) -> None:
     """Cartridge fuse: a tube of glass or ceramic between two metal caps, with its wire where one can see through."""
-    half = rng.uniform(0.22, 0.31)
-    cap = rng.uniform(0.26, 0.38)
+    half = rng.uniform(0.24, 0.33)
+    cap = rng.uniform(0.30, 0.42)
     body = "glass" if rng.random() < 0.6 else "ceramic"
-    metal = pick(rng, ("zinc", "steel", "brass"))
-    _cylinder(pen, -0.80, 0.80, half * 0.92, 110, body)
+    metal = pick(rng, ("zinc", "brass", "brass"))
+    _cylinder(pen, -0.80, 0.80, half * 0.84, 110, body)
     if body == "glass":
         pen.fill(_box(-0.7, 0.7, half * 0.62), 96, "ground" if rng.random() < 0.3 else "glass")
         sag = np.linspace(-1, 1, 9)

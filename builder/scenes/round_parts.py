@@ -26,17 +26,16 @@ def draw_nut(pen: Pen, rng: np.random.Generator) -> None:
 
 
 def draw_wing_nut(pen: Pen, rng: np.random.Generator) -> None:
-    """Wing nut: a round hub with a hole between two rounded wings."""
+    """Wing nut: a round hub with a hole between two rounded ears that rise to either side."""
     material = pick(rng, _METALS)
-    spread, lift = rng.uniform(0.24, 0.34), rng.uniform(0.12, 0.42)
-    tip = arc(spread, -0.6 * math.pi, 0.6 * math.pi, centre=(0.68, lift), count=14)
-    blade = np.concatenate([np.array([[0.1, -0.26]]), tip, np.array([[0.1, 0.30]])])
+    spread, lift = rng.uniform(0.25, 0.33), rng.uniform(0.30, 0.52)
+    tip = arc(spread, -0.55 * math.pi, 0.80 * math.pi, centre=(0.66, lift), count=14)
+    ear = np.concatenate([np.array([[0.05, -0.30]]), tip, np.array([[0.10, 0.34]])])
     for side in (-1.0, 1.0):
-        pen.fill(blade * np.array([side, 1.0]), 80, material)
-        pen.dome(circle(spread * 0.7, centre=(side * 0.66, lift)), 95, 130, material, steps=2)
+        pen.dome(ear * np.array([side, 1.0]), 70, 105, material, steps=3)
     pen.fill(circle(0.42), 150, material)
-    pen.fill(circle(0.34), 170, material)
-    hole = rng.uniform(0.17, 0.24)
+    pen.fill(circle(0.35), 170, material)
+    hole = rng.uniform(0.18, 0.24)
     pen.fill(circle(hole), 60, "soot")
     pen.erase(circle(hole * 0.75))
 
@@ -58,8 +57,10 @@ def draw_o_ring(pen: Pen, rng: np.random.Generator) -> None:
     """O-ring: a round cord in a circle, of rubber or plastic, at times squeezed out of round."""
     material = pick(rng, ("rubber", "rubber", "black nylon", "red plastic", "green plastic"))
     thickness = rng.uniform(0.17, 0.34)
-    ring = arc(0.95 - thickness / 2, 0.0, 2 * math.pi, count=72) * np.array([1.0, rng.uniform(0.78, 1.0)])
-    pen.wire(ring, thickness, 110, material)
+    squeeze = np.array([1.0, rng.uniform(0.78, 1.0)])
+    rings = [circle(0.95 - thickness * share) * squeeze for share in (0.0, 0.15, 0.32, 0.68, 0.85)]
+    pen.relief(rings, (44, 82, 110, 82, 44), material)
+    pen.erase(circle(0.95 - thickness) * squeeze)
 
 
 def draw_bearing(pen: Pen, rng: np.random.Generator) -> None:
