@@ -133,7 +133,8 @@ class AdaptJob:
         yield from self._measure(self._first_group())
         choice = self._choose(self._plan.headroom)
         for _ in range(DOWN_ROUNDS):
-            group = [] if choice else self._faster_group()
+            late = self.seconds > self._plan.seconds
+            group = [] if choice or late else self._faster_group()
             if not group:
                 break
             yield from self._measure(group)

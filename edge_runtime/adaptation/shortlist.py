@@ -69,16 +69,19 @@ class Shortlist:
 
     def steps(self) -> Iterator[None]:
         """Fill `pool`, `ladder` and `fallen`, a batch per item. A limit below every prediction leaves them empty."""
-        began = self._seconds()
-        yield from self.evaluate([self._current.space.default], self._images(0))
-        per_image = (self._seconds() - began) / self._images(0)
-        self._set_goal(per_image)
+        first = self._images(0)
+        yield from self.evaluate([self._current.space.default], first)
         try:
             search = self._evolution()
         except BudgetError:  # by the table; the measurement has the last word
             return
         self.ladder = self._rungs()
-        yield from self.evaluate(self.ladder, self._images(0))
+        began = self._seconds()
+        yield from self.evaluate(self.ladder, first)
+        # The first batch of all also paid for memory; these tell what an image of the full subnet takes.
+        rungs = sum(self._cost(gates) for gates in self.ladder) / self._cost(self._current.space.default)
+        per_image = (self._seconds() - began) / (rungs * first)
+        self._set_goal(per_image)
         yield from self._evolve(search, deadline=self._plan.seconds - self._reserve(per_image))
         self.pool = [score.gates for score in search.best(self._plan.population * self._plan.generations)]
         yield from self._halve()
@@ -142,7 +145,7 @@ class Shortlist:
         return 1 + share * (self._plan.finalists + 3)
 
     def _reserve(self, per_image: float) -> float:
-        """Seconds that halving and measuring will take, from what the first images of the full subnet took."""
+        """Seconds that halving and measuring will take, from what an image of the full subnet takes."""
         plan, full_ms = self._plan, self._cost(self._current.space.default)
         share = min(1.0, self._limit_ms / full_ms)
         rungs = len(self.ladder) / 2  # faster subnets cost about half of what the limit allows
