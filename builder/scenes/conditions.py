@@ -77,7 +77,7 @@ def _haze(scene: Field, rng: np.random.Generator) -> np.ndarray:
     angle = rng.uniform(0, 2 * math.pi)
     depth = 1.0 + 0.5 * (axis[None, :] * math.cos(angle) + axis[:, None] * math.sin(angle))
     depth += 0.12 * smooth_noise(size, 3, rng)
-    seen = np.exp(-rng.uniform(0.35, 0.85) * depth)
+    seen = np.exp(-rng.uniform(0.35, 0.80) * depth)
     airlight = rng.uniform(0.42, 0.72) * rgb(rng.uniform(0.97, 1.03), 1.0, rng.uniform(0.99, 1.06))
     return _develop(scene * seen + airlight * (1 - seen), 0.006, 0.010, rng, blur_px=size * rng.uniform(0.006, 0.014))
 
@@ -123,8 +123,8 @@ def _night(scene: Field, rng: np.random.Generator) -> np.ndarray:
     axis = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     spot = rng.uniform(-0.3, 0.3, 2)
     away = (axis[None, :] - spot[0]) ** 2 + (axis[:, None] - spot[1]) ** 2
-    cone = 0.22 + np.exp(-away / rng.uniform(0.06, 0.30))
-    dim = scene * cone * rng.uniform(0.55, 1.2)
+    cone = 0.28 + np.exp(-away / rng.uniform(0.06, 0.30))
+    dim = scene * cone * rng.uniform(0.65, 1.3)
     if rng.random() < 0.45:
         dim = dim + _glare(axis, rng)
     return _develop(dim, 0.008, 0.045, rng)
