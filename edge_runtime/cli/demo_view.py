@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,8 @@ from edge_runtime.cli.tables import shorten
 
 __all__ = ["Accuracy", "FrontierRow", "RaceView", "frontier_lines", "heading", "result_lines"]
 
-_GATES_WIDTH = 24
-_TIME_CELLS, _RACE_CELLS, _LATE_CELLS = 14, 15, 10
+_GATES_WIDTH = 20
+_TIME_CELLS, _RACE_CELLS, _LATE_CELLS = 10, 15, 10
 _DEADLINE_AT = 0.5
 """Where the deadline stands in a bar of the race, as a share of its width."""
 
@@ -91,7 +92,7 @@ class RaceView:
 
     def head(self) -> None:
         """Column titles."""
-        cell = f"{'p90 of a second':<{_RACE_CELLS}} {'':>8} {'late':>6}"
+        cell = f"{'p90 of a second':<{_RACE_CELLS}} {'':>8} {'late':>4}"
         top = f"   {'':>3}  {'':<5} {'fixed full model':<{len(cell)}}  {'nnf-edge':<{len(cell)}}"
         self._console.line(self._console.paint(top.rstrip(), "dim"))
         self._console.line(self._console.paint(f"   {'s':>3}  {'CPU':<5} {cell}  {cell} runs", "dim"))
@@ -100,8 +101,9 @@ class RaceView:
         """The swaps of a lap, then its line."""
         for swap in lap.swaps:
             arrow = self._console.symbol("↳", "->")
-            reason = swap.reason.partition(";")[0]
-            self._console.line(self._console.paint(f"        {arrow} {shorten(swap.after, 20)}: {reason}"[:80], "warn"))
+            text = f"{arrow} {swap.after}: {swap.reason.partition(';')[0]}"
+            for line in textwrap.wrap(text, 79, initial_indent=" " * 8, subsequent_indent=" " * 10):
+                self._console.line(self._console.paint(line, "warn"))
         busy = lap.phase == "busy"
         state = self._console.paint(f"{'BUSY' if busy else 'idle':<5}", "warn" if busy else "dim")
         cells = "  ".join(self._cell(p90, late) for p90, late in zip(lap.p90_ms, lap.late, strict=True))
@@ -116,7 +118,7 @@ class RaceView:
         if bar[middle] == " ":
             bar = bar[:middle] + self._console.symbol("┊", "|") + bar[middle + 1 :]
         text = f"{bar} {p90_ms:5.1f} ms"
-        return self._console.paint(text, "bad" if over else "good") + f" {late or '-':>6}"
+        return self._console.paint(text, "bad" if over else "good") + f" {late or '-':>4}"
 
 
 def result_lines(
@@ -127,11 +129,11 @@ def result_lines(
     title = f"   {'':<16} {'frames':>6} {'late':>6} {'share':>7}  {'':<{_LATE_CELLS}} {'when busy':>9}"
     lines.append(console.paint(title + ("  answered right" if labelled else ""), "dim"))
     for contestant in contestants:
-        total, late = contestant.frames(), contestant.late(deadline_ms)
+        total, late, parts = contestant.frames(), contestant.late(deadline_ms), contestant.parts
         share = late / total if total else 0.0
         busy = contestant.frames("busy")
         in_busy = f"{contestant.late(deadline_ms, 'busy') / busy:.1%}" if busy else "-"
-        right = f"  {contestant.right / total:14.1%}" if labelled and total else ""
+        right = f"  {contestant.right / parts:14.1%}" if labelled and parts else ""
         bar = console.bar(share, _LATE_CELLS)
         lines.append(f"   {contestant.name:<16} {total:>6,} {late:>6,} {share:>7.1%}  {bar} {in_busy:>9}{right}")
     return lines
