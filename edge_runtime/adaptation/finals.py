@@ -18,6 +18,9 @@ __all__ = ["Finals"]
 SLICE_RUNS = (4, 16)
 """Fewest and most recorded runs of each subnet in one slice."""
 
+MOST_RUNS = 1000
+"""Recorded runs of one subnet at most, however fast it is."""
+
 SLICE_MS = 400.0
 """How long a slice should take, milliseconds."""
 
@@ -47,23 +50,34 @@ class Finals:
         """Measured p95 of a subnet that was measured, milliseconds."""
         return self._measurements[gates].p95_ms
 
-    def steps(self, group: Sequence[Gates], runs: int) -> Iterator[None]:
-        """Measure a group together, a few rounds per slice, until each subnet has `runs` more samples."""
+    def bound_ms(self, gates: Gates, headroom: float) -> float:
+        """What a latency limit must leave room for: the p95 with `headroom`, and its upper bound at 99 % confidence."""
+        measurement = self._measurements[gates]
+        return max(measurement.p95_ms / (1 - headroom), measurement.upper_percentile_ms(95) or 0.0)
+
+    def steps(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
+        """Measure a group together, in slices: at least `runs` each, and up to `MOST_RUNS` until `seconds` are over."""
         left, slice_runs = runs if group else 0, min(runs, SLICE_RUNS[0])
-        while left > 0:
+        deadline_ns = self._clock_ns() + int(seconds * 1e9)
+        most = MOST_RUNS
+        while left > 0 or (group and most > 0 and self._clock_ns() < deadline_ns):
             self._seed += 1
             taken = measure(
                 self._session, self._inputs, group, runs=slice_runs, seed=self._seed, clock_ns=self._clock_ns
             )
             self._keep(taken)
-            left -= slice_runs
+            left, most = left - slice_runs, most - slice_runs
             round_ms = sum(measurement.mean_ms for measurement in taken)
-            slice_runs = min(left, max(SLICE_RUNS[0], min(SLICE_RUNS[1], int(SLICE_MS / max(round_ms, 1e-3)))))
+            slice_runs = max(SLICE_RUNS[0], min(SLICE_RUNS[1], int(SLICE_MS / max(round_ms, 1e-3))))
             yield
 
-    def correction(self, cost: AdditiveCost) -> float:
-        """Measured over predicted p95, the median over what was measured; 1 before that."""
-        ratios = [m.p95_ms / cost(m.gates) for m in self._measurements.values() if cost(m.gates) > 0]
+    def correction(self, cost: AdditiveCost, headroom: float = 0.0) -> float:
+        """Measured over predicted p95, the median over what was measured; with a headroom, of its bound."""
+        ratios = [
+            (self.bound_ms(gates, headroom) if headroom else m.p95_ms) / cost(gates)
+            for gates, m in self._measurements.items()
+            if cost(gates) > 0
+        ]
         return median(ratios) if ratios else 1.0
 
     def _keep(self, taken: Sequence[Measurement]) -> None:

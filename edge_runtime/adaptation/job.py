@@ -131,18 +131,18 @@ class AdaptJob:
         yield from self._shortlist.steps()
         self.phase = "measure"
         yield from self._measure(self._first_group())
-        choice = self._choose(self._plan.headroom)
+        choice = self._choose(self._bound_ms)
         for _ in range(DOWN_ROUNDS):
             late = self.seconds > self._plan.seconds
             group = [] if choice or late else self._faster_group()
             if not group:
                 break
             yield from self._measure(group)
-            choice = self._choose(self._plan.headroom)
+            choice = self._choose(self._bound_ms)
         if choice is None:
             yield from self._measure([gates for gates in self._fastest_group() if not self._finals.has(gates)])
             # In doubt a subnet that just meets the budget is better than none.
-            choice = self._choose(self._plan.headroom) or self._choose(0.0)
+            choice = self._choose(self._bound_ms) or self._choose(self._finals.p95_ms)
         if choice is None:
             raise self._infeasible()
         self.result = self._outcome(choice)
@@ -155,7 +155,7 @@ class AdaptJob:
     def _measure(self, group: list[Gates]) -> Iterator[None]:
         """Finalists see all images, and all of a group are timed together."""
         yield from self._shortlist.evaluate(group, self._shortlist.goal)
-        yield from self._finals.steps(group, self._plan.runs)
+        yield from self._finals.steps(group, self._plan.runs, self._plan.measure_seconds)
 
     def _first_group(self) -> list[Gates]:
         """The best by quality, one that is predicted well inside the limit, the current and the full subnet."""
@@ -169,8 +169,8 @@ class AdaptJob:
 
     def _faster_group(self) -> list[Gates]:
         """Up to three unmeasured subnets that fit by the table as corrected by what was measured."""
-        limit_ms = self._limit_ms() * (1 - self._plan.headroom)
-        predicted_ms = min(0.97 * limit_ms / self._finals.correction(self._cost), 2 * self._cost(self._full))
+        correction = self._finals.correction(self._cost, self._plan.headroom)
+        predicted_ms = min(0.97 * self._limit_ms() / correction, 2 * self._cost(self._full))
         try:
             fresh = near_budget_seeds(self._full.space, self._cost, self._prior, predicted_ms, 2, self._plan.seed)
         except BudgetError:
@@ -189,14 +189,17 @@ class AdaptJob:
     def _limit_ms(self) -> float:
         return self._plan.budget.limit_ms(self._finals.p95_ms(self._full))
 
-    def _choose(self, headroom: float) -> Choice | None:
+    def _bound_ms(self, gates: Gates) -> float:
+        return self._finals.bound_ms(gates, self._plan.headroom)
+
+    def _choose(self, bound_ms: Callable[[Gates], float]) -> Choice | None:
         return choose(
             self._measured(),
             current=self._current,
             budget=self._plan.budget,
             full_latency_ms=self._finals.p95_ms(self._full),
+            bound_ms=bound_ms,
             compare=self.evaluator.compare,
-            headroom=headroom,
         )
 
     def _measured(self) -> list[Score]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_runtime.adaptation.choice import HEADROOM
 from edge_runtime.checks import finite, positive, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.objectives import RUNS_NEEDED, Budget
 
-__all__ = ["AdaptPlan"]
+__all__ = ["HEADROOM", "AdaptPlan"]
+
+HEADROOM = 0.04
+"""Share of the latency limit that a measured p95 must leave free: the next measurement is not this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,10 @@ class AdaptPlan:
     """Subnets that are measured, beside the current, the full and one faster subnet."""
 
     runs: int = RUNS_NEEDED[95] + 10
-    """Recorded runs of each finalist; a p95 is stated from 130 on."""
+    """Recorded runs of each finalist at least; a p95 is stated from 130 on."""
+
+    measure_seconds: float = 3.0
+    """Fast subnets are run more often, until a group has been measured for so long: a burst of load is then a part."""
 
     headroom: float = HEADROOM
     """Share of the latency limit that a measured p95 must leave free, 0 to below 1."""
@@ -45,6 +50,7 @@ class AdaptPlan:
 
     def __post_init__(self) -> None:
         positive("seconds", self.seconds)
+        positive("measure_seconds", self.measure_seconds)
         for name in ("population", "generations", "finalists", "runs"):
             whole(name, getattr(self, name), low=1)
         whole("seed", self.seed)

@@ -152,7 +152,8 @@ class Shortlist:
         middle = share * (SURVIVORS * plan.finalists + rungs) * (self._images(1) - self._images(0))
         images = self.goal * self._last_runs() + middle
         runs_ms = (plan.finalists + 1) * share * full_ms + 2 * full_ms
-        return min(per_image * images + 1.4 * plan.runs * runs_ms / 1e3, 0.8 * plan.seconds)
+        measuring = max(1.4 * plan.runs * runs_ms / 1e3, plan.measure_seconds)
+        return min(per_image * images + measuring, 0.8 * plan.seconds)
 
     def _images(self, stage: int) -> int:
         """Images of a stage; `goal` after the last subset."""

@@ -203,8 +203,14 @@ SIMILAR = score("0-1-0-0-0", 0.899, 8.0)
 
 
 def pick(finalists: list[Score], current: str, compare: Any, budget: Budget) -> Any:
+    bounds = {score.gates: score.latency_ms / 0.96 for score in finalists}
     return choose(
-        finalists, current=SPACE.parse(current), budget=budget, full_latency_ms=12.0, compare=compare, headroom=0.04
+        finalists,
+        current=SPACE.parse(current),
+        budget=budget,
+        full_latency_ms=12.0,
+        bound_ms=bounds.__getitem__,
+        compare=compare,
     )
 
 
