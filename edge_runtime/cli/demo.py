@@ -291,6 +291,6 @@ def _verdict(fixed: int, edge: int, swaps: int) -> str:
     times = f"{swaps} swap{'s' if swaps != 1 else ''}"
     if edge < fixed:
         return f"nnf-edge missed {edge} deadlines where the fixed model missed {fixed}, with {times} and no frame lost."
-    if fixed == 0:
+    if fixed == edge == 0:
         return "Neither missed a deadline: this machine was never busy enough. Try --workers or --deadline-ms."
     return f"nnf-edge missed {edge} deadlines and the fixed model {fixed}: in this run adapting did not help ({times})."

@@ -65,12 +65,12 @@ def heading(console: Console, number: int, title: str, detail: str = "") -> None
 
 
 def frontier_lines(console: Console, rows: Sequence[FrontierRow]) -> list[str]:
-    """Subnets from fast to slow: time as a bar, accuracy as a bar between the worst and the best."""
+    """Subnets from fast to slow: time as a bar, accuracy with its interval."""
     slowest = max(row.p95_ms for row in rows)
     width = min(_GATES_WIDTH, max(len(row.gates) for row in rows))
     labelled = any(row.accuracy for row in rows)
     title = "accuracy (95 % interval)" if labelled else "agreement with the full subnet"
-    lines = [console.paint(f"   {'subnet':<{width}}  {'time of a frame, p95':<{_TIME_CELLS + 9}}  {title}", "dim")]
+    lines = [console.paint(f"   {'subnet':<{width}}  {'p95 of one image':<{_TIME_CELLS + 9}}   {title}", "dim")]
     for row in rows:
         time = f"{console.bar(row.p95_ms / slowest, _TIME_CELLS)} {row.p95_ms:5.2f} ms"
         quality = str(row.accuracy) if row.accuracy else f"{row.agreement:.1%}"
