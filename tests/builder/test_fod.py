@@ -1,6 +1,4 @@
 import io
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +6,7 @@ from PIL import Image
 
 from builder.fod import CONDITIONS, FILE_NAME, SPLITS, load_crops, split_frames
 from edge_runtime.errors import InputError
+from tests.support.data import data_folder
 
 pytestmark = pytest.mark.builder
 
@@ -120,10 +119,7 @@ def test_a_video_of_one_frame_has_no_training_frame_to_leak():
 
 @pytest.mark.data
 def test_the_real_set_has_the_documented_counts():
-    folder = os.environ.get("NNF_DATA") or str(Path(__file__).resolve().parents[3] / "shared" / "data")
-    if not (Path(folder) / FILE_NAME).exists():
-        pytest.skip("the data folder named by NNF_DATA is not there")
-    crops = load_crops(Path(folder), size=16)
+    crops = load_crops(data_folder(FILE_NAME), size=16)
     assert [len(crops.split(name)) for name in SPLITS] == [2242, 472, 944, 118]
     assert len(crops.common_classes()) == 14
     assert crops.split("train").labels.max() == 30

@@ -1,6 +1,3 @@
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,16 +8,14 @@ from torch import fx, nn
 
 from builder.mobilenet import InvertedResidual, MobileNetV2, load_folded, recenter_batch_norms, same_padding
 from edge_runtime.errors import InputError
+from tests.support.data import data_folder
 
 pytestmark = pytest.mark.builder
 
 
 def weights_path():
-    folder = os.environ.get("NNF_DATA") or str(Path(__file__).resolve().parents[3] / "shared" / "data")
-    path = Path(folder) / "weights" / "mobilenet_v2_1.0_224_folded_f16.npz"
-    if not path.exists():
-        pytest.skip("the data folder named by NNF_DATA is not there")
-    return path
+    file = "weights/mobilenet_v2_1.0_224_folded_f16.npz"
+    return data_folder(file) / file
 
 
 def folded_features(path, x):
