@@ -17,14 +17,19 @@ from edge_runtime.errors import UsageError
 __all__ = ["build", "default_plan", "select_crops"]
 
 BATCH = 32
+LOCAL_EPOCHS, PATH_EPOCHS = 5, 16
+LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 150, 450
+"""For few images: what the alternatives need is steps, not passes over the data."""
 
 
 def default_plan(steps_per_epoch: int, seed: int) -> Plan:
     """How the runway network is made elastic; with the oracle it fits into 45 minutes on two CPU cores."""
+    local_epochs = max(LOCAL_EPOCHS, -(-LEAST_LOCAL_STEPS // steps_per_epoch))
+    path_epochs = max(PATH_EPOCHS, -(-LEAST_PATH_STEPS // steps_per_epoch))
     return Plan(
         options=ElasticOptions(),
-        local=LocalConfig(LoopConfig(epochs=5, steps_per_epoch=steps_per_epoch, learning_rate=2e-3)),
-        paths=PathConfig(LoopConfig(epochs=16, steps_per_epoch=steps_per_epoch, learning_rate=1.5e-3)),
+        local=LocalConfig(LoopConfig(epochs=local_epochs, steps_per_epoch=steps_per_epoch, learning_rate=2e-3)),
+        paths=PathConfig(LoopConfig(epochs=path_epochs, steps_per_epoch=steps_per_epoch, learning_rate=1.5e-3)),
         batch_size=BATCH,
         augmentation=AUGMENTATION,
         seed=seed,
