@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
+from edge_runtime import __version__
 from edge_runtime.cli import adapt, benchmark, demo, inspect, verify
 from edge_runtime.cli.console import Console
-from edge_runtime.cli.documents import versions
 from edge_runtime.errors import BundleError, EdgeError, StateError, UsageError
 
 __all__ = ["main"]
@@ -97,7 +97,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="nnf-edge", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"nnf-edge {versions().get('nnf-edge', 'unknown')}")
+    parser.add_argument("--version", action="version", version=f"nnf-edge {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     lines = []
     for verb in _VERBS:

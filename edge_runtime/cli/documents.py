@@ -13,16 +13,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from edge_runtime import __version__
 from edge_runtime.errors import StateError
 
 __all__ = ["document", "versions", "write_document"]
 
-_DISTRIBUTIONS = ("nnf-edge", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pillow", "psutil")
+_DISTRIBUTIONS = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pillow", "psutil")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python, of this package and of what it runs on, read without importing any of it."""
-    found = {"python": platform.python_version()}
+    found = {"nnf-edge": __version__, "python": platform.python_version()}
     for name in _DISTRIBUTIONS:
         try:
             found[name] = metadata.version(name)

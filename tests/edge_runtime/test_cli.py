@@ -87,7 +87,8 @@ def test_workers_are_bounded_and_gone_after_the_block() -> None:
             pids.extend(process.pid for process in pressure._running)
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert len(pids) == 2
     assert not pressure.on
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
@@ -123,7 +124,7 @@ def test_confinement_ends_with_its_block() -> None:
 
 @pytest.mark.parametrize(
     ("fixed", "edge", "words"),
-    [(40, 3, "missed 3"), (3, 40, "did not help"), (5, 5, "did not help"), (0, 0, "Neither")],
+    [(40, 3, "missed 3"), (3, 40, "did not help"), (5, 5, "did not help"), (0, 4, "did not help"), (0, 0, "Neither")],
 )
 def test_the_closing_sentence_is_true_in_every_case(fixed: int, edge: int, words: str) -> None:
     assert words in _verdict(fixed, edge, 2)
