@@ -28,6 +28,9 @@ __all__ = ["AdaptJob", "AdaptResult"]
 DOWN_ROUNDS = 3
 """How often the job steps down along the table before it measures the fastest subnet of all."""
 
+SMALLEST_STEP = 0.7
+"""One step down leaves at least this share of the predicted latency that was in reach before."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptResult:
@@ -118,13 +121,14 @@ class AdaptJob:
     def _slices(self) -> Iterator[None]:
         self._cost = self._calibrate().p95_cost
         yield
+        self._reach_ms = self._proposal_limit_ms()
         self.phase = "search"
         self._shortlist = Shortlist(
             evaluator=self.evaluator,
             cost=self._cost,
             prior=self._prior,
             current=self._current,
-            limit_ms=self._proposal_limit_ms(),
+            limit_ms=self._reach_ms,
             plan=self._plan,
             seconds=lambda: self.seconds,
         )
@@ -170,7 +174,9 @@ class AdaptJob:
     def _faster_group(self) -> list[Gates]:
         """Up to three unmeasured subnets that fit by the table as corrected by what was measured."""
         correction = self._finals.correction(self._cost, self._plan.headroom)
-        predicted_ms = min(0.97 * self._limit_ms() / correction, 2 * self._cost(self._full))
+        # A burst of load while the last group was measured must not throw away half of the budget at once.
+        self._reach_ms = max(SMALLEST_STEP * self._reach_ms, min(0.97 * self._limit_ms() / correction, self._reach_ms))
+        predicted_ms = self._reach_ms
         try:
             fresh = near_budget_seeds(self._full.space, self._cost, self._prior, predicted_ms, 2, self._plan.seed)
         except BudgetError:

@@ -21,7 +21,7 @@ class AdaptPlan:
     budget: Budget
     """What the chosen subnet must meet."""
 
-    seconds: float = 22.0
+    seconds: float = 20.0
     """Busy time after which nothing new is looked at. The measurement of the finalists is always complete."""
 
     subsets: tuple[int, ...] = (32, 96)
