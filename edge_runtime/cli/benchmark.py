@@ -184,7 +184,7 @@ def _print(
     rows = [_row(name, one) for name, one in zip(names, measured, strict=True)]
     styles: list[Style] = []
     if budget.latency_ms is not None:
-        columns.append(Column(f"in {budget.latency_ms:g} ms", "left"))
+        columns.append(Column("fits", "left"))
         fits = _fits(measured, budget)
         rows = [[*row, "yes" if fit else "NO"] for row, fit in zip(rows, fits, strict=True)]
         styles = ["good" if fit else "bad" for fit in fits]
@@ -195,6 +195,8 @@ def _print(
     for name, one in zip(names, measured, strict=True):
         console.line(console.paint(f"  {name:<{width}}  = {shorten(str(one.gates), 70 - width)}", "dim"))
     console.line(console.paint("  spread: the middle half of the runs, as a share of the p50", "dim"))
+    if budget.latency_ms is not None:
+        console.line(console.paint(f"  fits: p95 within {budget}", "dim"))
 
 
 def _row(name: str, one: Measurement) -> list[str]:
