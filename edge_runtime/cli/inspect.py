@@ -124,7 +124,10 @@ def _alternatives(group: GateGroup, prior: tuple[float, ...]) -> str:
 def count_text(space: GateSpace) -> str:
     """The number of subnets as people say it: exact while it can be read, else a power of ten."""
     count = space.size()
-    return f"{count:,}" if count < 10**9 else f"10^{int(math.log10(count))}"
+    if count < 10**9:
+        return f"{count:,}"
+    power = int(math.log10(count))
+    return f"about {count // 10 ** (power - 1) / 10:.1f} x 10^{power}"
 
 
 def _tensor_text(spec: TensorSpec) -> str:
