@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--budget-ms", metavar="MS", type=float, help="exit 3 when no measured p95 is within it")
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads of an operator (default 1)")
-    parser.add_argument("--seconds", metavar="S", type=float, default=20.0, help="stop after this time (default 20)")
+    parser.add_argument("--seconds", metavar="S", type=float, default=30.0, help="stop after this time (default 30)")
     parser.add_argument("--runs", metavar="N", type=int, default=_RUNS, help=f"runs of each subnet (default {_RUNS})")
     parser.add_argument("--state-dir", metavar="DIR", help="where profiles are written meanwhile (default: per user)")
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of inputs and order (default 0)")
