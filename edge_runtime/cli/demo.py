@@ -39,7 +39,7 @@ _WORKERS_PER_CORE = 2
 _MAX_IMAGES = 512
 _BATCH = 32
 _SEARCH_BUDGET = "60%"
-_SEARCH_SECONDS = 12.0
+_SEARCH_SECONDS = 10.0
 _DEADLINE_OVER_USUAL = 1.4
 """The deadline as a multiple of what the full model takes when idle: comfortable, as long as nobody disturbs."""
 _ROOM = 1.1
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("--bundle", metavar="BUNDLE", help="your own .nnf (default: the bundled model)")
     parser.add_argument("--data", metavar="PATH", help="your own images: folder or .npz (with your own bundle: needed)")
-    parser.add_argument("--seconds", metavar="S", type=float, default=24.0, help="length of the race (default 24)")
+    parser.add_argument("--seconds", metavar="S", type=float, default=20.0, help="length of the race (default 20)")
     parser.add_argument("--deadline-ms", metavar="MS", type=float, help="default: 1.4 times the idle full model's time")
     parser.add_argument("--workers", metavar="N", type=int, help="busy processes (default 2 for each core used)")
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads of an operator (default 1)")
