@@ -1,7 +1,9 @@
 """Path training: whole subnets, drawn evenly over their cost, learn from the frozen original.
 
-Each step draws a target cost uniformly between the cheapest subnet and the oracle and takes the drawn vector that comes
-nearest to it (uniform draws over choices would crowd the middle). The loss is ``a CE + (1 - a) T^2 KL(p_T || p_s)`` on
+Each step draws a target cost uniformly between the cheapest subnet and the oracle (uniform draws over choices would
+crowd the middle). Most subnets at that cost are poor and no search will ever choose them, so a large share of the paths
+is drawn near the best that the prior knows; the others are drawn blindly, so that no alternative is forgotten and a
+wrong prior can be mended on the device. The loss is ``a CE + (1 - a) T^2 KL(p_T || p_s)`` on
 the outputs plus a share of the normalised errors at the units' exits. The sandwich's largest subnet needs no step: it
 is the frozen teacher itself. BN statistics follow the paths for most of the stage and rest at its end, so that the
 weights settle on the statistics that inference will use.
@@ -9,8 +11,10 @@ weights settle on the statistics that inference will use.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -18,13 +22,21 @@ from torch import Tensor, nn
 
 from builder.distill.local import normalised_error
 from builder.distill.loop import Batch, BatchSource, LoopConfig, run_loop
+from builder.distill.prior import measure_prior
 from builder.elastify.supernet import Supernet
 from builder.runlog import RunLog
+from edge_runtime.additive import AdditiveCost, Plan
 from edge_runtime.gates import Gates
 
 __all__ = ["PathConfig", "PathSampler", "train_paths"]
 
 CANDIDATES = 24
+LEVELS = 24
+GUIDED_SHARE = 0.7
+COLDEST, HOTTEST = 0.003, 0.3
+"""Range of the log-uniform temperature of guided draws, in units of `Plan.scale`."""
+
+PRIOR_BATCHES = 2
 FREEZE_STATISTICS_AT = 0.8
 
 
@@ -49,21 +61,37 @@ class PathConfig:
 
 
 class PathSampler:
-    """Draws gate vectors evenly over multiply-accumulates, from torch's global generator."""
+    """Draws gate vectors evenly over multiply-accumulates, from torch's global generator.
 
-    def __init__(self, supernet: Supernet) -> None:
+    With a `damage` (the prior as an additive cost) a share of the draws is a random near-optimal plan under the target.
+    """
+
+    def __init__(self, supernet: Supernet, damage: AdditiveCost | None = None) -> None:
         self._supernet = supernet
         self._space = supernet.space
         self._full = supernet.macs(self._space.default)
-        self._least = min(supernet.macs(self._draw(1.0)) for _ in range(256))
+        self._least = min(supernet.macs(self._blind(1.0)) for _ in range(256))
+        self._plans = [] if damage is None else [Plan(_macs(supernet), damage, limit) for limit in self._levels()]
 
     def sample(self) -> Gates:
         """One gate vector whose cost is near a target drawn uniformly between the cheapest subnet and the oracle."""
+        if self._plans and torch.rand(()).item() < GUIDED_SHARE:
+            return self._guided()
         target = self._least + (self._full - self._least) * torch.rand(()).item()
-        drawn = [self._draw(torch.rand(()).item()) for _ in range(CANDIDATES)]
+        drawn = [self._blind(torch.rand(()).item()) for _ in range(CANDIDATES)]
         return min(drawn, key=lambda gates: abs(self._supernet.macs(gates) - target))
 
-    def _draw(self, change: float) -> Gates:
+    def _levels(self) -> list[float]:
+        step = (self._full - self._least) / LEVELS
+        return [self._least + step * (level + 1) for level in range(LEVELS)]
+
+    def _guided(self) -> Gates:
+        plan = self._plans[int(torch.randint(len(self._plans), ()))]
+        share = torch.rand(()).item()
+        temperature = plan.scale * COLDEST ** (1 - share) * HOTTEST**share
+        return plan.draw(random.Random(int(torch.randint(2**31, ()))), temperature)
+
+    def _blind(self, change: float) -> Gates:
         """Each unit leaves the original with probability `change`."""
         values = []
         for group in self._space.groups:
@@ -72,9 +100,19 @@ class PathSampler:
         return self._space.gates(values)
 
 
+def _macs(supernet: Supernet) -> AdditiveCost:
+    entries = tuple(tuple(float(a.macs) for a in unit.alternatives) for unit in supernet.units)
+    default = supernet.space.default
+    base = supernet.macs(default) - sum(row[0] for row in entries)
+    return AdditiveCost(supernet.space, base, entries)
+
+
 def train_paths(supernet: Supernet, config: PathConfig, source: BatchSource, saved: Path, log: RunLog) -> float:
     """Train subnets end to end; resumes from `saved`. Gives the mean loss of the last epoch."""
-    sampler = PathSampler(supernet)
+    # Measured on the result of the local stage, before a checkpoint is read: the same after every resume.
+    images = torch.cat([images for images, _ in islice(source(0, 0), PRIOR_BATCHES)])
+    damage = AdditiveCost.damage(supernet.space, measure_prior(supernet, images))
+    sampler = PathSampler(supernet, damage)
 
     def step(batch: Batch, progress: float) -> float:
         _set_statistics(supernet.bodies, moving=progress < FREEZE_STATISTICS_AT)

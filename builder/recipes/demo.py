@@ -40,6 +40,8 @@ class Stages:
 
     local_epochs: int = 2
     path_epochs: int = 6
+    batch_size: int = 64
+    """Larger than the oracle's: the many small operations of the alternatives cost time by the batch, not the image."""
     shipped: int = 400
     """Scenes that go into the package: the first of the test set."""
 
@@ -78,12 +80,12 @@ def build(request: Request, log: RunLog, *, settings: DemoSettings = DEMO, stage
 
 
 def _plan(settings: DemoSettings, stages: Stages, config: FitConfig) -> Plan:
-    steps = max(settings.train_images // settings.batch_size, 1)
+    steps = max(settings.train_images // stages.batch_size, 1)
     return Plan(
         options=ElasticOptions(),
         local=LocalConfig(LoopConfig(epochs=stages.local_epochs, steps_per_epoch=steps, learning_rate=2e-3)),
         paths=PathConfig(LoopConfig(epochs=stages.path_epochs, steps_per_epoch=steps, learning_rate=1.5e-3)),
-        batch_size=settings.batch_size,
+        batch_size=stages.batch_size,
         augmentation=config.augmentation,
         seed=config.seed,
     )

@@ -6,6 +6,7 @@ from builder.distill import LocalConfig, LoopConfig, PathConfig, PathSampler, me
 from builder.distill.local import normalised_error
 from builder.elastify import elastify
 from builder.runlog import RunLog
+from edge_runtime.additive import AdditiveCost
 from edge_runtime.errors import UsageError
 from tests.builder.nets import BottleneckNet, images, made
 
@@ -95,14 +96,30 @@ def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_bits(tmp_path, train,
         assert torch.equal(value, other), name
 
 
-def test_paths_are_spread_over_cost():
+@pytest.mark.parametrize("guided", [False, True])
+def test_paths_are_spread_over_cost(guided):
     supernet = elastify(made(BottleneckNet), images(32))
+    prior = measure_prior(supernet, images(32, seed=8))
     torch.manual_seed(0)
-    sampler = PathSampler(supernet)
+    sampler = PathSampler(supernet, AdditiveCost.damage(supernet.space, prior) if guided else None)
     full = supernet.macs(supernet.space.default)
     shares = torch.tensor([supernet.macs(sampler.sample()) / full for _ in range(400)])
     counts = torch.histc(shares, bins=4, min=float(shares.min()), max=1.0)
     assert counts.min() >= 0.5 * counts.mean()
+
+
+def test_guided_paths_damage_less_and_still_try_every_alternative():
+    supernet = elastify(made(BottleneckNet), images(32))
+    damage = AdditiveCost.damage(supernet.space, measure_prior(supernet, images(32, seed=8)))
+    torch.manual_seed(0)
+    blind, guided = ([sampler.sample() for _ in range(400)] for sampler in samplers(supernet, damage))
+    assert sum(map(damage, guided)) < 0.8 * sum(map(damage, blind))
+    for index, group in enumerate(supernet.space.groups):
+        assert {gates.values[index] for gates in guided} == set(range(group.size))
+
+
+def samplers(supernet, damage):
+    return PathSampler(supernet), PathSampler(supernet, damage)
 
 
 def test_the_prior_is_zero_for_originals_and_never_below():
