@@ -99,11 +99,11 @@ def create_native(
         settings.profile_file_prefix = str(profile_prefix)
     if dump_to is not None:
         settings.optimized_model_filepath = str(dump_to)
-    if weights and hasattr(settings, "add_external_initializers_from_files_in_memory"):
-        settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
-    elif weights:
-        model_bytes = _with_embedded_weights(model_bytes, weights)
     with foreign_errors("onnxruntime refuses the graph", into=BundleError):
+        if weights and hasattr(settings, "add_external_initializers_from_files_in_memory"):
+            settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
+        elif weights:
+            model_bytes = _with_embedded_weights(model_bytes, weights)
         return runtime.InferenceSession(model_bytes, settings, providers=list(options.providers))
 
 
