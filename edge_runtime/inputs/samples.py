@@ -66,7 +66,8 @@ def load_samples(
 
     Args:
         path: A directory (see `load_folder`) or a file ending in ``.npz`` (see `load_npz`).
-        class_names: The model's classes; class-name subfolders are matched with them.
+        class_names: The model's classes; class-name subfolders, and the classes that an .npz names, are matched with
+            them.
         limit: Read at most this many images, evenly spread over the data set; None reads all.
         size: (height, width) in pixels that folder images are resized to as they are read, so that a folder of
             12-megapixel photos does not fill the memory; None keeps their size.
@@ -78,7 +79,7 @@ def load_samples(
     if where.is_dir():
         return load_folder(where, class_names=class_names, limit=limit, size=size)
     if where.suffix == ".npz" and where.is_file():
-        return load_npz(where, limit=limit)
+        return load_npz(where, class_names=class_names, limit=limit)
     what = "does not exist" if not where.exists() else "is neither a directory nor an .npz file"
     raise InputError(f"the data path {os.fspath(path)!r} {what}", hint="give a folder of images or an .npz file")
 
@@ -126,10 +127,11 @@ def load_folder(
     )
 
 
-def load_npz(path: str | os.PathLike[str], *, limit: int | None = None) -> Samples:
+def load_npz(path: str | os.PathLike[str], *, class_names: Sequence[str] = (), limit: int | None = None) -> Samples:
     """Read an .npz: `images` uint8 [N, H, W, 3], or JPEG files end to end in `jpeg` uint8 with `offsets` int [N + 1].
 
-    Optional: `labels` int [N], `conditions` str [N], `class_names` str [K]. Nothing is unpickled.
+    Optional: `labels` int [N], `conditions` str [N], `class_names` str [K]. Nothing is unpickled. Where the file names
+    its classes and `class_names` are given, labels are renumbered to the order of these.
     """
     arrays = _read_arrays(path)
     count = len(arrays["images"]) if "images" in arrays else len(arrays["offsets"]) - 1
@@ -143,13 +145,29 @@ def load_npz(path: str | os.PathLike[str], *, limit: int | None = None) -> Sampl
             )
     kept = _spread(count, limit)
     images = tuple(arrays["images"][index] for index in kept) if "images" in arrays else _decode(arrays, kept)
+    own = tuple(str(name) for name in arrays.get("class_names", ()))
+    labels = arrays["labels"][kept] if "labels" in arrays else None
+    if labels is not None and own and class_names:
+        labels, own = _renumbered(labels, own, class_names), tuple(class_names)
     return Samples(
         images,
-        arrays["labels"][kept] if "labels" in arrays else None,
+        labels,
         tuple(f"images[{index}]" for index in kept),
         tuple(str(arrays["conditions"][index]) for index in kept) if "conditions" in arrays else (),
-        tuple(str(name) for name in arrays.get("class_names", ())),
+        own,
     )
+
+
+def _renumbered(labels: npt.NDArray[Any], own: Sequence[str], class_names: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Labels that index `own`, as indices of `class_names`."""
+    checked = check_labels(labels, len(labels), len(own))
+    used = {int(label) for label in checked}
+    if unknown := sorted({own[label] for label in used} - set(class_names)):
+        raise InputError(
+            f"{unknown[0]!r} is not a class of this model", hint=f"its classes are {', '.join(class_names)}"
+        )
+    number = {label: class_names.index(own[label]) for label in used}
+    return np.array([number[int(label)] for label in checked], np.int64)
 
 
 def _read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
@@ -163,12 +181,16 @@ def _read_arrays(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
             )
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: np.asarray(file[key]) for key in keys if key in file.files}
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and numpy share no base class
         raise InputError(f"{os.fspath(path)!r} cannot be read as an .npz: {error}") from error
     if "images" not in arrays and not {"jpeg", "offsets"} <= arrays.keys():
         raise InputError(
             f"{os.fspath(path)!r} holds no images", hint="store uint8 'images' [N, H, W, 3], or 'jpeg' with 'offsets'"
         )
+    if flat := [key for key, array in arrays.items() if array.ndim == 0]:
+        raise InputError(f"{os.fspath(path)!r} holds {flat[0]!r} as a single value, not as an array")
     return arrays
 
 
@@ -206,14 +228,7 @@ def _read_image(source: Any, size: tuple[int, int] | None, name: str | None = No
                 if size is not None and upright.size != (size[1], size[0]):
                     upright = upright.resize((size[1], size[0]), Image.Resampling.BILINEAR)
                 return np.asarray(upright)
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-        EOFError,
-        Image.DecompressionBombWarning,
-        Image.DecompressionBombError,
-    ) as error:
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         raise InputError(f"image {name or os.fspath(source)!r} cannot be read: {error}") from error
 
 

@@ -189,12 +189,35 @@ def test_bad_data_paths_say_what_is_wrong(tmp_path: Path) -> None:
         ({"jpeg": np.zeros(4, np.uint8), "offsets": [0, 9]}, "belong together"),
         ({"jpeg": np.zeros(4, np.uint8), "offsets": [0, 4]}, r"images\[0\].* cannot be read"),
         ({"images": np.array([None, {}])}, "cannot be read as an"),
+        ({"images": np.uint8(3)}, "single value"),
+        ({"images": np.zeros((2, 8, 12, 3), np.uint8), "class_names": np.array("bolt")}, "single value"),
     ],
 )
 def test_bad_npz_files_say_what_is_wrong(tmp_path: Path, arrays: dict[str, object], word: str) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
     with pytest.raises(InputError, match=word):
         load_npz(tmp_path / "bad.npz")
+
+
+def test_labels_of_an_npz_follow_the_models_order_of_classes(tmp_path: Path) -> None:
+    path = tmp_path / "named.npz"
+    np.savez(path, images=np.stack([picture(n) for n in range(3)]), labels=[0, 1, 0], class_names=["nut", "bolt"])
+    samples = load_samples(path, class_names=("washer", "bolt", "nut"))
+    assert (samples.labels.tolist(), samples.class_names) == ([2, 1, 2], ("washer", "bolt", "nut"))
+    with pytest.raises(InputError, match=r"'bolt' is not a class of this model.*washer"):
+        load_samples(path, class_names=("washer", "nut"))
+
+
+def test_a_compressed_npz_that_is_damaged_anywhere(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.npz"
+    np.savez_compressed(path, images=np.stack([picture(0), picture(1)]))
+    content = path.read_bytes()
+    for start in range(0, len(content), 16):
+        path.write_bytes(content[:start] + b"\xff" * 16 + content[start + 16 :])
+        try:
+            load_npz(path)
+        except InputError:
+            continue
 
 
 def test_a_file_that_only_says_it_is_an_npz(tmp_path: Path) -> None:
