@@ -108,14 +108,14 @@ class StateDir:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path | None]:
-        """A temporary directory inside the state directory, removed at the end; None where state is disabled."""
-        if self.path is None:
+        """A temporary directory inside the state directory, removed at the end; None where none can be made."""
+        folder = None
+        if self.path is not None:
+            with contextlib.suppress(OSError):  # A disk that refuses by now costs exactness, never the answer.
+                folder = tempfile.TemporaryDirectory(prefix="scratch-", dir=self.path, ignore_cleanup_errors=True)
+        if folder is None:
             yield None
             return
-        try:
-            folder = tempfile.TemporaryDirectory(prefix="scratch-", dir=self.path, ignore_cleanup_errors=True)
-        except OSError as error:
-            raise StateError(f"{str(self.path)!r} cannot be written: {_reason(error)}") from error
         with folder as name:
             yield Path(name)
 

@@ -25,7 +25,7 @@ class BackgroundJob:
 
     Args:
         make: Makes the job; called in the thread, so that gathering images costs the caller nothing.
-        done: Called in the thread after the last slice, with the finished job.
+        done: Called in the thread after the last slice, with the finished job; never for a job that was closed.
         failed: Called in the thread with what went wrong instead; never for a job that was closed.
         duty: Share of the time that slices may take, above 0 to 1; the thread sleeps for the rest.
     """
@@ -77,7 +77,16 @@ class BackgroundJob:
                 if self._stop.wait(busy * (1 / self._duty - 1)):
                     return
                 began = time.perf_counter()
-            self._done(self.job)
-        except EdgeError as error:
             if not self._stop.is_set():
-                self._failed(error)
+                self._done(self.job)
+        except Exception as error:  # also a fault of ours must reach whoever waits, and not end on stderr
+            if not self._stop.is_set():
+                self._failed(_as_ours(error))
+
+
+def _as_ours(error: Exception) -> EdgeError:
+    if isinstance(error, EdgeError):
+        return error
+    ours = EdgeError(f"the search broke off: {type(error).__name__}: {error}", hint="report this with its traceback")
+    ours.__cause__ = error
+    return ours

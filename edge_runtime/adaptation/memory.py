@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from edge_runtime.checks import fields
+from edge_runtime.checks import fields, positive
 from edge_runtime.errors import GateError, UsageError
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.measure import LatencyModel
@@ -81,11 +81,12 @@ class Memory:
             return None
         try:
             values = fields("memory", body, required=("table", "active", "frontier", "full_latency_ms", "budget"))
+            full_ms = values["full_latency_ms"]
             return cls(
                 LatencyModel.from_json(space, values["table"]),
                 None if values["active"] is None else Score.from_json(space, values["active"]),
                 None if values["frontier"] is None else Frontier.from_json(space, values["frontier"]),
-                values["full_latency_ms"],
+                None if full_ms is None else positive("full_latency_ms", full_ms),
                 None if values["budget"] is None else Budget.from_json(values["budget"]),
             )
         except (UsageError, GateError):

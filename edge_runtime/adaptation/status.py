@@ -10,7 +10,7 @@ from edge_runtime.objectives import Budget, Frontier, Score
 
 __all__ = ["AdaptStatus", "Candidate", "Fate", "Phase"]
 
-Phase = Literal["idle", "calibrate", "search", "refine", "measure", "done", "failed"]
+Phase = Literal["idle", "calibrate", "search", "measure", "done", "failed"]
 
 Fate = Literal[
     "chosen", "kept", "lost", "worse", "indistinguishable", "over budget", "reference", "unmeasured", "fell early"

@@ -327,6 +327,31 @@ def test_an_error_after_closing_is_nobodys_business() -> None:
     assert (done, failed) == ([], [])
 
 
+def test_closing_in_the_last_slice_drops_what_was_found() -> None:
+    began, gate = threading.Event(), threading.Event()
+
+    def last_slice() -> Iterator[None]:
+        began.set()
+        gate.wait(30)
+        yield from ()
+
+    job = Slices(0)
+    job.steps = last_slice  # type: ignore[method-assign]
+    thread, done, failed = background(job)
+    assert began.wait(30)
+    thread._stop.set()
+    gate.set()
+    assert thread.wait(30)
+    assert (done, failed) == ([], [])
+
+
+def test_a_fault_of_ours_reaches_whoever_waits() -> None:
+    thread, done, failed = background(Slices(2, ZeroDivisionError("by zero")))  # type: ignore[arg-type]
+    assert thread.wait(30)
+    assert done == []
+    assert "ZeroDivisionError: by zero" in str(failed[0])
+
+
 def test_the_duty_cycle_leaves_the_rest_of_the_time() -> None:
     class Busy(Slices):
         def steps(self) -> Iterator[None]:
@@ -405,6 +430,13 @@ def test_memory_survives_a_restart(tmp_path: Path) -> None:
 def test_memory_of_another_form_is_no_memory(tmp_path: Path, body: Any) -> None:
     state = StateDir.open(tmp_path)
     state.write_json("adapt.json", body)
+    assert Memory.read(state, "adapt.json", SPACE) is None
+
+
+def test_memory_with_a_word_for_a_number_is_no_memory(tmp_path: Path) -> None:
+    state = StateDir.open(tmp_path)
+    Memory(scripted_table(), None, None, 12.0).save(state, "adapt.json")
+    state.write_json("adapt.json", state.read_json("adapt.json") | {"full_latency_ms": "12"})
     assert Memory.read(state, "adapt.json", SPACE) is None
 
 

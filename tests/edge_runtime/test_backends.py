@@ -14,7 +14,7 @@ from edge_runtime.backends import SessionOptions, open_session, open_static, pro
 from edge_runtime.backends.base import random_inputs
 from edge_runtime.backends.onnx import session as onnx_session
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import BackendError, BundleError, InputError, UsageError
+from edge_runtime.errors import BackendError, BundleError, InputError, StateError, UsageError
 from edge_runtime.measure import covering_vectors
 from tests.support.tiny import SPACE, tiny_bundle, tiny_parts, tiny_reference
 
@@ -108,6 +108,16 @@ def test_the_profile_charges_each_decision_with_its_own_kernels(bundle: Bundle, 
     assert merged[1] > 0
     assert merged[2] == 0, "a group inside a chosen merged window runs nothing"
     assert list(tmp_path.iterdir()) == [], "the profile is removed"
+
+
+def test_a_profile_that_the_disk_cut_short_is_a_state_error(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read(path)[:-40])
+    inputs = random_inputs(bundle.manifest.inputs, seed=0)
+    with pytest.raises(StateError, match="cut short"):
+        profile_kernels(bundle, SessionOptions(), inputs, [SPACE.default], rounds=1, scratch=tmp_path)
 
 
 def test_versions_name_what_runs_a_model() -> None:

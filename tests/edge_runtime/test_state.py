@@ -169,6 +169,13 @@ def test_scratch_lies_inside_and_is_removed(state: StateDir) -> None:
     assert not scratch.exists()
 
 
+def test_a_disk_that_refuses_by_now_gives_no_scratch(tmp_path: Path) -> None:
+    state = StateDir.open(tmp_path / "state")
+    (tmp_path / "state").rmdir()
+    with state.scratch() as scratch:
+        assert scratch is None
+
+
 HOLD = """
 import sys, time
 from edge_runtime.state import machine_lock

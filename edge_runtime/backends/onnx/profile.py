@@ -100,7 +100,10 @@ def _run_profiled(
         session.close()
         with foreign_errors("the profile could not be ended"):
             path = native.end_profiling()
-    events: list[dict[str, Any]] = json.loads(Path(path).read_bytes())
+    try:
+        events: list[dict[str, Any]] = json.loads(Path(path).read_bytes())
+    except ValueError as error:  # onnxruntime does not say when the disk was full
+        raise StateError(f"the kernel profile {path!r} is cut short: {error}", hint="free some space") from error
     return events
 
 
