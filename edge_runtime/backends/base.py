@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.bundle import TensorSpec
+from edge_runtime.checks import whole
 from edge_runtime.errors import GateError, InputError, UsageError
 from edge_runtime.gates import Gates, GateSpace
 
@@ -134,7 +135,7 @@ def check_gates(space: GateSpace, gates: Gates) -> None:
 
 def random_inputs(specs: Sequence[TensorSpec], *, seed: int, batch: int = 1) -> dict[str, Array]:
     """Standard normal tensors (float) or zeros (integer) that fit `specs`, every free size set to `batch`."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole("seed", seed))
     made: dict[str, Array] = {}
     for spec in specs:
         shape = tuple(batch if size is None else size for size in spec.shape)

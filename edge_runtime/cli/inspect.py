@@ -104,13 +104,13 @@ def _gate_table(manifest: Manifest, console: Console) -> list[str]:
     for index, (group, prior) in enumerate(zip(manifest.space.groups, manifest.prior, strict=True)):
         head = [str(index), shorten(group.name, 18), group.kind]
         for part in textwrap.wrap(_alternatives(group, prior), _WIDTH - 36, break_on_hyphens=False):
-            rows.append([*head, part])
+            rows.append([*head, part.replace("\u00a0", " ")])
             head = ["", "", ""]
     return render_table(console, columns, rows)
 
 
 def _alternatives(group: GateGroup, prior: tuple[float, ...]) -> str:
-    """Each alternative as value, name and prior; spaces inside one are kept together by non-breaking ones."""
+    """Each alternative as value, name and prior; spaces inside one are non-breaking, to be replaced once folded."""
     if group.kind != "choice":
         return ", ".join(group.labels)
     parts = []

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 
+from edge_runtime.checks import whole
 from edge_runtime.errors import InputError
 from edge_runtime.inputs.frames import Frame
 
@@ -23,7 +24,7 @@ class SampleBuffer:
         if capacity < 0:
             raise InputError(f"buffer_frames is {capacity}", hint="give 0 (keep nothing) or the number of frames")
         self._pixels = np.zeros((capacity, height, width, 3), np.uint8)
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(whole("seed", seed))
         self._count = 0
         self._lock = threading.Lock()
 

@@ -69,8 +69,7 @@ class EdgeModel:
         self._input = bundle.manifest.inputs[0].name
         self._logits = bundle.manifest.outputs[0].name
         self._classes = bundle.manifest.task.class_names
-        self._process = os.getpid()
-        self._closed = False
+        self._process, self._closed = os.getpid(), False
         self._buffer = SampleBuffer(buffer_frames, self._spec.height, self._spec.width, seed)
         self._meter = FrameMeter()
         self._guard = OutputGuard(session, self.space.default, clock_ns)
@@ -144,7 +143,8 @@ class EdgeModel:
         bundle = Bundle.read(path)
         chosen = _profile(profile)
         count = min(chosen.threads, sense.cpu_threads()) if threads is None else threads
-        options = SessionOptions(count, tuple(providers) if providers else SessionOptions().providers)
+        named = providers if isinstance(providers, str) else tuple(providers or SessionOptions().providers)
+        options = SessionOptions(count, named)  # type: ignore[arg-type]  # it refuses a word
         session = open_session(bundle, options)
         try:
             return cls(

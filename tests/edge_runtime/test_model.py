@@ -170,6 +170,10 @@ def test_arguments_that_cannot_be_meant(path: Path, tmp_path: Path) -> None:
         EdgeModel.load(path, buffer_frames=-1, state_dir=tmp_path)
     with pytest.raises(BackendError, match="NoSuchProvider"):
         EdgeModel.load(path, providers=["NoSuchProvider"], state_dir=tmp_path)
+    with pytest.raises(UsageError, match="give a tuple"):
+        EdgeModel.load(path, providers="CPUExecutionProvider", state_dir=tmp_path)
+    with pytest.raises(UsageError, match="seed"):
+        EdgeModel.load(path, seed=-1, state_dir=tmp_path)
 
 
 def test_a_named_state_directory_that_cannot_be_written_is_an_error(path: Path, tmp_path: Path) -> None:
