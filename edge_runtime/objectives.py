@@ -144,7 +144,7 @@ class Measurement:
     """Runs of this subnet that were made before and not recorded."""
 
     first_ns: int
-    """The very first run of the session, nanoseconds, apart from the others because it allocates."""
+    """The first run of this subnet in this measurement, nanoseconds; in a fresh session it also allocates."""
 
     threads: int
     """Threads inside an operator, at least 1."""
