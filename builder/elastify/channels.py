@@ -74,15 +74,15 @@ def _tied_inputs(unit: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
         if module.groups == 1:
             return []
         return inputs if is_depthwise(module) else None
-    if node.op == "output" or is_activation(unit, node) or is_add(node):
+    if node.op == "output" or is_activation(unit, node) or _keeps_channels(module, node):
         return inputs
-    if _keeps_channels(module, node) or (_is_mul(node) and len({shape_of(i)[1:2] for i in inputs}) == 1):
+    if (is_add(node) or _is_mul(node)) and len({shape_of(i)[1:2] for i in inputs}) == 1:
         return inputs
     return None
 
 
 def _is_mul(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", node.target) in ("mul", "imul")
+    return getattr(node.target, "__name__", node.target) == "mul"
 
 
 def _keeps_channels(module: nn.Module | None, node: fx.Node) -> bool:

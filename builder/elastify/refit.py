@@ -81,8 +81,16 @@ def _conv_step(unit: fx.GraphModule, node: fx.Node) -> _Projection | None:
     bn = node if isinstance(module_of(unit, node), nn.BatchNorm2d) else None
     conv = bn.all_input_nodes[0] if bn else node
     module = module_of(unit, conv)
-    dense = isinstance(module, nn.Conv2d) and module.groups == 1 and len(conv.users) == 1
-    return _Projection(conv, bn, node) if dense else None
+    dense = isinstance(module, nn.Conv2d) and module.groups == 1 and module.padding_mode == "zeros"
+    # Read by the addition, activation or output alone: what else reads it would change with it.
+    alone = len(conv.users) == len(node.users) == 1
+    return _Projection(conv, bn, node) if dense and alone and _is_free(module, unit, bn) else None
+
+
+def _is_free(conv: nn.Module | None, unit: fx.GraphModule, bn: fx.Node | None) -> bool:
+    """Whether the regression can set scale and offset, and knows the padding."""
+    norm = module_of(unit, bn) if bn else None
+    return getattr(conv, "padding", None) != "same" and (norm is None or (norm.affine and norm.track_running_stats))
 
 
 def _samples(

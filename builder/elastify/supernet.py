@@ -226,7 +226,7 @@ def _offer(
         alternatives.append(Alternative(label, span, multiply_accumulates(module)))
         modules.append(module)
 
-    for width in options.widths:
+    for width in sorted(options.widths, reverse=True):
         copied = narrow(segment.module, width, importance)
         if copied is not None and multiply_accumulates(copied) < alternatives[-1].macs:
             refit_projection(copied, inputs, own_exits, seed)

@@ -25,6 +25,13 @@ _FUNCTIONAL_ACTIVATIONS = (
     nn.functional.silu,
 )
 _METHOD_ACTIVATIONS = ("relu", "sigmoid")
+_PLAIN_METHODS = {"relu_": "relu", "sigmoid_": "sigmoid", "add_": "add", "mul_": "mul"}
+_PLAIN_FUNCTIONS = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    torch.relu_: torch.relu,
+    torch.sigmoid_: torch.sigmoid,
+}
 _INERT = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
@@ -32,6 +39,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     """Trace `model` in eval mode and record the shape of every value for `example` [N, C, H, W].
 
     The model itself is copied and left as it was. Identity and dropout are removed: they do nothing at inference.
+    In-place operations become plain ones with the same result, so that a value of the graph never changes later.
 
     Raises:
         UsageError: the model cannot be traced, or takes more than one input.
@@ -47,6 +55,7 @@ def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
     if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
         raise UsageError(f"{type(model).__name__} takes several inputs", hint="wrap it in a module with one input")
     _drop_inert(traced)
+    _make_pure(traced)
     with torch.no_grad():
         ShapeProp(traced).propagate(example)
     return traced
@@ -59,6 +68,38 @@ def _drop_inert(traced: fx.GraphModule) -> None:
             traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
     traced.recompile()
+
+
+def _make_pure(traced: fx.GraphModule) -> None:
+    """Replace operations that write into their input; who reads that input afterwards reads the result instead."""
+    writing = {node for node in traced.graph.nodes if _writes_input(traced, node)}
+    seen: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        seen.add(node)
+        if node in writing:
+            node.all_input_nodes[0].replace_all_uses_with(node, delete_user_cb=lambda user: user not in seen)
+            _turn_plain(node)
+    for module in traced.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    traced.recompile()
+
+
+def _writes_input(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _PLAIN_METHODS
+    functional = node.op == "call_function" and node.target in _FUNCTIONAL_ACTIVATIONS
+    asked = node.kwargs.get("inplace", len(node.args) > 1 and node.args[1]) if functional else False
+    return bool(asked) or node.target in _PLAIN_FUNCTIONS or getattr(module_of(traced, node), "inplace", False)
+
+
+def _turn_plain(node: fx.Node) -> None:
+    if node.op == "call_method":
+        node.target = _PLAIN_METHODS[str(node.target)]
+    elif node.target in _PLAIN_FUNCTIONS:
+        node.target = _PLAIN_FUNCTIONS[node.target]
+    elif node.op == "call_function":  # a functional activation with its flag
+        node.args, node.kwargs = tuple(node.all_input_nodes), {}
 
 
 def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
@@ -75,9 +116,7 @@ def is_activation(graph_module: fx.GraphModule, node: fx.Node) -> bool:
 
 def is_add(node: fx.Node) -> bool:
     """Whether `node` adds two values of the graph."""
-    called = node.target in (operator.add, operator.iadd, torch.add) or (
-        node.op == "call_method" and node.target in ("add", "add_")
-    )
+    called = node.target in (operator.add, torch.add) or (node.op == "call_method" and node.target == "add")
     return called and len(node.all_input_nodes) == 2
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from builder.elastify import ElasticOptions, elastify, find_segments
 from builder.elastify.channels import inner_widths
 from builder.elastify.narrow import channel_importance, kept_channels, narrow
+from builder.elastify.refit import refit_projection
 from builder.elastify.trace import trace
 from edge_runtime.errors import UsageError
 from tests.builder.nets import BasicNet, BottleneckNet, images, made
@@ -141,3 +142,70 @@ def test_architectures_that_nobody_here_wrote(module, name, units):
     assert sum("narrow50" in group.labels for group in supernet.space.groups) >= units - 1
     with torch.no_grad():
         assert torch.equal(supernet(x, supernet.space.default), net(x))
+
+
+class Writing(nn.Module):
+    """Residual blocks that write into their inputs, as much published code does; the second reads what was written."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(32, 32, 3, 1, 1) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(32) for _ in range(4))
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norms[1](self.convs[1](self.relu(self.norms[0](self.convs[0](self.relu(x))))))
+        y += x
+        x = nn.functional.relu(y, inplace=True)
+        y = self.norms[3](self.convs[3](self.norms[2](self.convs[2](x)).relu_()))
+        return self.head(self.relu(x.add_(y)).mean((2, 3)))
+
+
+def test_operations_that_write_into_their_input_change_nothing():
+    net, x = made(Writing), images(64)
+    supernet = elastify(net, x)
+    with torch.no_grad():
+        assert torch.equal(supernet(x, supernet.space.default), net(x))
+        features = [x, *supernet.features(x, supernet.space.default)]
+        kept = [value.clone() for value in features]
+        for index, unit in enumerate(supernet.units):
+            original, inputs = supernet.segments[unit.segment].module, features[unit.segment]
+            cut = narrow(original, 0.5, channel_importance(original, [inputs])).eval()
+            plain_error = (cut(inputs) - original(inputs)).pow(2).mean()
+            fitted_error = (supernet.alternative(index, 1)(inputs) - original(inputs)).pow(2).mean()
+            assert fitted_error < 0.8 * plain_error
+    assert all(torch.equal(value, before) for value, before in zip(features, kept, strict=True))
+
+
+def test_widths_may_be_given_in_any_order():
+    supernet = elastify(made(BottleneckNet), images(16), ElasticOptions(widths=(0.25, 0.5)))
+    assert supernet.space.groups[0].labels[:3] == ("original", "narrow50", "narrow25")
+
+
+def test_an_addition_of_unequal_widths_ties_nothing():
+    class Mask(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.one, self.back = nn.Conv2d(16, 32, 1), nn.Conv2d(16, 1, 1), nn.Conv2d(32, 16, 1)
+
+        def forward(self, x):
+            return x + self.back(self.wide(x) + self.one(x))
+
+    assert inner_widths(trace(Mask(), torch.rand(1, 16, 4, 4))) == []
+
+
+def test_a_projection_that_others_read_is_not_refitted():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1)
+
+        def forward(self, x):
+            y = self.outer(torch.relu(self.inner(x)))
+            return y + torch.sigmoid(y)
+
+    unit, x = trace(Twice(), torch.rand(2, 16, 4, 4)), torch.rand(2, 16, 4, 4)
+    assert not refit_projection(unit, [x], [x], 0)
