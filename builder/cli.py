@@ -82,12 +82,21 @@ def _run(words: list[str]) -> int:
     work = arguments.work or Path("work") / arguments.verb
     out = arguments.out or work / f"{arguments.verb}.nnf"
     command = shlex.join(["nnf-build", *words])
-    request = Request(work=work, out=out, seed=arguments.seed, data=getattr(arguments, "data", None), command=command)
+    request = Request(
+        work=work, out=out, seed=arguments.seed, data=getattr(arguments, "data", None), command=_repeatable(arguments)
+    )
     with machine_lock(f"nnf-build {arguments.verb}"), RunLog(work / "log.jsonl") as log:
         log.event("begin", {"command": command})
         bundle = _recipe(arguments, request, log)
     print(f"{out}: {bundle.manifest.name}, digest {bundle.digest[:12]}")
     return 0
+
+
+def _repeatable(arguments: argparse.Namespace) -> str:
+    """The command for the bundle's provenance: what shapes the result, and no path of this machine."""
+    words = ["nnf-build", arguments.verb, *(["--data", "DIR"] if arguments.verb == "runway" else [])]
+    words += ["--dry-bright-only"] if getattr(arguments, "dry_bright_only", False) else []
+    return shlex.join([*words, "--seed", str(arguments.seed)])
 
 
 def _recipe(arguments: argparse.Namespace, request: Request, log: RunLog) -> Bundle:

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from builder.cli import main
+from builder.cli import _parser, _repeatable, main
 from edge_runtime.measure import machine_lock
 
 pytestmark = pytest.mark.builder
@@ -60,3 +60,9 @@ def test_it_does_not_run_beside_a_benchmark(monkeypatch, tmp_path, capsys):
         assert main(["demo", "--work", str(tmp_path / "work")]) == 6
     assert "nnf-edge benchmark" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
+
+
+def test_the_provenance_names_no_path_of_this_machine(tmp_path):
+    words = ["runway", "--data", str(tmp_path), "--work", str(tmp_path / "w"), "--out", str(tmp_path / "o.nnf")]
+    arguments = _parser().parse_args([*words, "--seed", "3", "--dry-bright-only"])
+    assert _repeatable(arguments) == "nnf-build runway --data DIR --dry-bright-only --seed 3"
