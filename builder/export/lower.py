@@ -131,6 +131,12 @@ class _Lowering:
     def plain(self, op: str) -> Callable[[fx.Node], str]:
         return lambda node: self._emit(op, [self._values[i] for i in node.all_input_nodes], node)
 
+    def binary(self, op: str, node: fx.Node) -> str:
+        operands = [value for value in node.args if isinstance(value, fx.Node)]
+        if len(operands) != 2 or node.kwargs:
+            raise BuildError(f"{node.name!r} is not a plain {op} of two tensors; it cannot be exported yet")
+        return self._emit(op, [self._values[value] for value in operands], node)
+
     def pool(self, node: fx.Node, pool: nn.MaxPool2d | nn.AvgPool2d) -> str:
         if pool.ceil_mode or getattr(pool, "dilation", 1) not in (1, (1, 1)):
             raise BuildError(f"pooling at {node.name!r} with ceil_mode or dilation cannot be exported yet")
@@ -221,8 +227,8 @@ _FUNCTIONS: dict[str, Callable[..., str]] = {
     "silu": _Lowering.silu,
     "hardswish": _plain("HardSwish"),
     "hardsigmoid": _Lowering.hard_sigmoid,
-    "add": _plain("Add"),
-    "mul": _plain("Mul"),
+    "add": lambda lowering, node: lowering.binary("Add", node),
+    "mul": lambda lowering, node: lowering.binary("Mul", node),
     "mean": _Lowering.global_pool,
     "adaptive_avg_pool2d": _Lowering.global_pool,
     "flatten": _Lowering.flatten,
