@@ -100,7 +100,8 @@ def render_set(
         raise UsageError(
             f"a set of {count} scenes in {len(conditions)} conditions", hint="ask for at least one of each"
         )
-    _check(seed, 0, conditions[0], size, None)
+    for condition in conditions:
+        _check(seed, 0, condition, size, None)
     jobs = [(seed, start, min(start + _CHUNK, count), tuple(conditions), size) for start in range(0, count, _CHUNK)]
     if workers <= 1 or len(jobs) == 1:
         scenes = [scene for job in jobs for scene in _render_range(job)]
