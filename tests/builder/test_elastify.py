@@ -201,10 +201,10 @@ def test_a_projection_that_others_read_is_not_refitted():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner, self.outer = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1)
+            self.inner, self.outer, self.norm = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 16, 1), nn.BatchNorm2d(16)
 
         def forward(self, x):
-            y = self.outer(torch.relu(self.inner(x)))
+            y = self.norm(self.outer(torch.relu(self.inner(x))))
             return y + torch.sigmoid(y)
 
     unit, x = trace(Twice(), torch.rand(2, 16, 4, 4)), torch.rand(2, 16, 4, 4)
