@@ -2,7 +2,7 @@
 
 Subnets are interleaved, so that slow and fast minutes of the machine hit all of them alike. A percentile is shown only
 when there were enough runs to state it (p90 64, p95 130, p99 662). Times are of one frame at batch 1 without
-preprocessing; loading and first runs are shown apart. Only one benchmark runs on a machine at a time.
+preprocessing; loading and the session's first run are shown apart. Only one benchmark runs on a machine at a time.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _print(
     )
     console.line(f"{len(measured[0].latencies_ns)} runs of each subnet, interleaved; milliseconds a frame")
     console.line()
-    titles = ["first", *(f"p{q}" for q in _PERCENTILES), "spread", "fps"]
+    titles = [*(f"p{q}" for q in _PERCENTILES), "spread", "fps"]
     columns = [Column("subnet", "left"), *map(Column, titles)]
     rows = [_row(name, one) for name, one in zip(names, measured, strict=True)]
     styles: list[Style] = []
@@ -205,7 +205,7 @@ def _row(name: str, one: Measurement) -> list[str]:
         f"n/a (needs {RUNS_NEEDED[q]})" if value is None else f"{value:.2f}"
         for q, value in zip(_PERCENTILES, stated, strict=True)
     ]
-    return [name, f"{one.first_ns / 1e6:.2f}", *cells, f"{_spread(one):.1%}", f"{1000 / one.p50_ms:.0f}"]
+    return [name, *cells, f"{_spread(one):.1%}", f"{1000 / one.p50_ms:.0f}"]
 
 
 def _spread(one: Measurement) -> float:
