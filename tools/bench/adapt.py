@@ -1,8 +1,8 @@
 """Does `EdgeModel.adapt` keep its word? Repeated searches from nothing on the same unlabelled images.
 
 Each repetition searches with an empty state directory and then measures the chosen subnet again, on its own. Reported:
-seconds, whether the p95 of the search and that of the second measurement are inside the budget, and whether any measured
-finalist that fits is significantly better. The last line of output is one JSON object.
+seconds, whether the p95 of the search and that of the second measurement are inside the budget, and whether any
+measured finalist that fits is significantly better. The last line of output is one JSON object.
 
     python tools/bench/adapt.py --bundle edge_runtime/assets/demo.nnf --images edge_runtime/assets/demo_images.npz
     python tools/bench/adapt.py --bundle tests/data/runway.nnf --data DIR      (FOD-A validation crops)
