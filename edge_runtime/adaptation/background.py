@@ -25,6 +25,7 @@ class BackgroundJob:
 
     Args:
         make: Makes the job; called in the thread, so that gathering images costs the caller nothing.
+        after: A job that was stopped; its end is waited for in the thread, so that two never measure at once.
         done: Called in the thread after the last slice, with the finished job; never for a job that was closed.
         failed: Called in the thread with what went wrong instead; never for a job that was closed.
         duty: Share of the time that slices may take, above 0 to 1; the thread sleeps for the rest.
@@ -37,12 +38,14 @@ class BackgroundJob:
         done: Callable[[AdaptJob], None],
         failed: Callable[[EdgeError], None],
         duty: float = 0.25,
+        after: BackgroundJob | None = None,
     ) -> None:
         self.job: AdaptJob | None = None
         """The job once it is made."""
-        self._make, self._done, self._failed, self._duty = make, done, failed, duty
+        self._done, self._failed, self._duty = done, failed, duty
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="nnf-edge-adapt", daemon=True)
+        # The thread drops its arguments when it ends: a job must not keep all those before it alive.
+        self._thread = threading.Thread(target=self._work, args=(make, after), name="nnf-edge-adapt", daemon=True)
         self._thread.start()
 
     @property
@@ -59,17 +62,25 @@ class BackgroundJob:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def stop(self) -> None:
+        """Let it end after the slice that is running; returns at once."""
+        self._stop.set()
+
     def close(self) -> None:
         """Stop after the slice that is running; returns within `CLOSE_SECONDS`, also if that slice takes longer."""
-        self._stop.set()
+        self.stop()
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_SECONDS)
 
-    def _work(self) -> None:
+    def _work(self, make: Callable[[], AdaptJob], after: BackgroundJob | None) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        if after is not None:
+            after.wait()
+        if self._stop.is_set():
+            return
         try:
-            self.job = self._make()
+            self.job = make()
             slices = self.job.steps()
             began = time.perf_counter()
             for _ in slices:

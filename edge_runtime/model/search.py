@@ -72,7 +72,8 @@ class Searches:
         self._memory_name, self._duty, self._seed, self._clock_ns = memory_name, duty, seed, clock_ns
         self._prior = AdditiveCost.damage(bundle.manifest.space, bundle.manifest.prior)
         self._background: BackgroundJob | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held for moments: which search is the present one, and to apply its result
+        self._learning = threading.Lock()
 
     @property
     def running(self) -> BackgroundJob | None:
@@ -105,32 +106,35 @@ class Searches:
     ) -> AdaptStatus:
         """Search now, in this thread, and apply what was found; `tell` is called after each slice."""
         self.stop()
+        before = self._active.gates
+        job = self._job(images, labels, plan, FOREGROUND_BATCH)
+        for _ in job.steps():
+            tell(AdaptStatus(before, job.phase, job.progress, False, f"searching: {job.phase}"))
         with self._lock:
-            before = self._active.gates
-            job = self._job(images, labels, plan, FOREGROUND_BATCH)
-            for _ in job.steps():
-                tell(AdaptStatus(before, job.phase, job.progress, False, f"searching: {job.phase}"))
             return self._apply(job, budget, before)
 
     def start(self, take: Callable[[], tuple[Frame, Labels | None]], budget: Budget, plan: AdaptPlan) -> None:
-        """Search in the background; `take` gives the images, and is called there."""
-        self.stop()
-        self.error = None
+        """Search in the background instead of what is searched there; `take` gives the images, and is called there."""
         before = self._active.gates
 
         def done(job: AdaptJob) -> None:
             with self._lock:
-                self._apply(job, budget, before)
+                if self._background is background:
+                    self._apply(job, budget, before)
 
         def failed(error: EdgeError) -> None:
-            self.error = error
-            self.status = replace(
-                self.status, active=self._active.gates, phase="failed", progress=1.0, changed=False, reason=str(error)
-            )
+            with self._lock:
+                if self._background is background:
+                    self._fail(error)
 
-        self._background = BackgroundJob(
-            lambda: self._job(*take(), plan, BACKGROUND_BATCH), done=done, failed=failed, duty=self._duty
-        )
+        with self._lock:
+            old = self._background
+            if old is not None:
+                old.stop()
+            self.error = None
+            background = self._background = BackgroundJob(
+                lambda: self._job(*take(), plan, BACKGROUND_BATCH), done=done, failed=failed, duty=self._duty, after=old
+            )
 
     def wait(self) -> AdaptStatus:
         """Let the search in the background use the whole time, and wait for it. Raises what ended it."""
@@ -143,8 +147,9 @@ class Searches:
         return self.status
 
     def stop(self) -> None:
-        """End the search in the background, if there is one; what it had is dropped."""
-        background, self._background = self._background, None
+        """End the search in the background, if there is one; what it had is dropped, also what it finds from now on."""
+        with self._lock:
+            background, self._background = self._background, None
         if background is not None:
             background.close()
 
@@ -176,12 +181,13 @@ class Searches:
 
     def _table(self) -> LatencyModel:
         """The latency table of this machine; learned once, then remembered."""
-        if self.memory is None:
-            with self._state.scratch() as scratch:
-                table = calibrate(self._bundle, self._session, self._options, seed=self._seed, scratch=scratch)
-            self.memory = Memory(table)
-            self._keep()
-        return self.memory.table
+        with self._learning:  # a search that was stopped may still be learning it
+            if self.memory is None:
+                with self._state.scratch() as scratch:
+                    table = calibrate(self._bundle, self._session, self._options, seed=self._seed, scratch=scratch)
+                self.memory = Memory(table)
+                self._keep()
+            return self.memory.table
 
     def _apply(self, job: AdaptJob, budget: Budget, before: Gates) -> AdaptStatus:
         """Make the chosen subnet the active one, tell the loop's control, remember it."""
@@ -211,6 +217,13 @@ class Searches:
             ended_early=result.ended_early,
         )
         return self.status
+
+    def _fail(self, error: EdgeError) -> None:
+        """Remember why the search in the background ended without a result."""
+        self.error = error
+        self.status = replace(
+            self.status, active=self._active.gates, phase="failed", progress=1.0, changed=False, reason=str(error)
+        )
 
     def _keep(self) -> None:
         """Write what is known; a disk that refuses costs the cache, never the answer."""

@@ -267,9 +267,10 @@ class Slices:
 
     def __init__(self, slices: int, error: Exception | None = None) -> None:
         self.slices, self.error, self.ran = slices, error, 0
-        self.ended = threading.Event()
+        self.began, self.ended = threading.Event(), threading.Event()
 
     def steps(self) -> Iterator[None]:
+        self.began.set()
         try:
             for _ in range(self.slices):
                 self.ran += 1
@@ -304,6 +305,7 @@ def test_a_background_job_that_fails_says_why() -> None:
 def test_closing_ends_a_background_job_between_two_slices() -> None:
     job = Slices(10**9)
     thread, done, failed = background(job, duty=0.01)
+    assert job.began.wait(30)
     thread.close()
     assert thread.wait(30)
     assert job.ended.wait(30)
@@ -325,6 +327,22 @@ def test_an_error_after_closing_is_nobodys_business() -> None:
     gate.set()
     assert thread.wait(30)
     assert (done, failed) == ([], [])
+
+
+def test_a_job_that_is_stopped_before_it_began_is_never_made() -> None:
+    first, second, made = Slices(10**9), Slices(1), threading.Event()
+    before, _, _ = background(first)
+
+    def make() -> Any:
+        made.set()
+        return second
+
+    thread = BackgroundJob(make, done=print, failed=print, after=before)
+    thread.stop()
+    assert before.running
+    before.close()
+    assert thread.wait(30)
+    assert not made.is_set()
 
 
 def test_closing_in_the_last_slice_drops_what_was_found() -> None:
@@ -360,11 +378,19 @@ def test_the_duty_cycle_leaves_the_rest_of_the_time() -> None:
                 yield
 
     pauses: list[float] = []
-    thread, _, _ = background(Busy(0), duty=0.25)
+    began = threading.Event()
+
+    def make() -> Any:
+        began.wait(30)
+        return Busy(0)
+
+    thread = BackgroundJob(make, done=print, failed=print, duty=0.25)
     wait = thread._stop.wait
     thread._stop.wait = lambda timeout=None: (pauses.append(timeout or 0.0), wait(0))[1]  # type: ignore[method-assign,assignment]
+    began.set()
     assert thread.wait(30)
-    assert all(pause >= 0.02 * 3 * 0.99 for pause in pauses[1:])
+    assert len(pauses) == 4
+    assert all(pause >= 0.02 * 3 * 0.99 for pause in pauses)
 
 
 # The loop's control.

@@ -420,7 +420,62 @@ def test_a_search_in_the_background_that_fails_changes_nothing_and_says_why() ->
     assert model.gates.is_default
 
 
-def test_closing_ends_a_search_at_once(path: Path, tmp_path: Path) -> None:
+def test_a_new_search_replaces_the_old_one_without_waiting_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_runtime.adaptation.background.CLOSE_SECONDS", 60.0)
+    held, gate = threading.Event(), threading.Event()
+
+    def reply(inputs: Any, gates: Any) -> dict[str, Any]:
+        if threading.current_thread().name == "nnf-edge-adapt":
+            held.set()
+            gate.wait(20)
+        return answer(inputs, gates)
+
+    model = scripted(reply=reply, budget=Budget(latency_ms=6.0))
+    model.adapt(list(scripted_images(128)))
+    assert held.wait(30)
+    old = model._searches.running
+    assert old is not None
+    assert model.adapt(list(scripted_images(64))).phase == "calibrate"
+    assert old.running
+    gate.set()
+    status = model.adapt(wait=True)
+    assert (status.phase, status.samples) == ("done", 64)
+    assert not old.running
+
+
+def test_a_search_that_was_replaced_or_closed_applies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+
+    class Late:
+        """A background job that was told to stop only after its last slice."""
+
+        running, job = True, None
+
+        def __init__(self, make: Any, *, done: Any, failed: Any, duty: float, after: Any) -> None:
+            self.make, self.done, self.failed = make, done, failed
+            made.append(self)
+
+        def stop(self) -> None:
+            """Too late."""
+
+        close = stop
+
+    monkeypatch.setattr("edge_runtime.model.search.BackgroundJob", Late)
+    model = scripted(budget=Budget(latency_ms=6.0))
+    for _ in range(2):
+        model.adapt(list(scripted_images(64)))
+    jobs = [one.make() for one in made]
+    for job in jobs:
+        list(job.steps())
+    made[0].done(jobs[0])
+    made[0].failed(BackendError("late"))
+    assert (model.gates.is_default, model.frontier, model._searches.status.phase) == (True, None, "idle")
+    model.close()
+    made[1].done(jobs[1])
+    assert (model.gates.is_default, model.frontier) == (True, None)
+
+
+def test_closing_leaves_no_thread_of_a_search_behind(path: Path, tmp_path: Path) -> None:
     before = threading.active_count()
     model = EdgeModel.load(path, state_dir=tmp_path, budget=Budget(fraction=0.5))
     status = model.adapt(list(FRAMES))
