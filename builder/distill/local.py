@@ -52,7 +52,7 @@ def train_local(supernet: Supernet, config: LocalConfig, source: BatchSource, sa
         return total / len(tasks)
 
     supernet.train()
-    result = run_loop("local", supernet.bodies, config.loop, source, step, saved, log)
+    result = run_loop("local", supernet.bodies, supernet.fixed, config.loop, source, step, saved, log)
     supernet.eval()
     return result
 

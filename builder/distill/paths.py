@@ -129,7 +129,7 @@ def train_paths(supernet: Supernet, config: PathConfig, source: BatchSource, sav
         return total
 
     supernet.train()
-    result = run_loop("paths", supernet.bodies, config.loop, source, step, saved, log)
+    result = run_loop("paths", supernet.bodies, supernet.fixed, config.loop, source, step, saved, log)
     supernet.eval()
     return result
 

@@ -128,6 +128,8 @@ def build_bundle(
         BuildError: the exported graph is not the trained network.
         StateError: a checkpoint in `work` is damaged, or a place cannot be written.
     """
+    # The layout decides the last bits of every sum: the same whether the oracle was just trained or read from its file.
+    oracle.to(memory_format=_LAYOUT)
     supernet = _trained(oracle, train, plan, work, log)
     held_out = _spread(validation, _CHECK_IMAGES)
     prior = _prior(supernet, held_out, work, log)

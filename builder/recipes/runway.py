@@ -59,7 +59,7 @@ def build(request: Request, log: RunLog, *, dry_bright_only: bool = False) -> Bu
         train, validation = (as_image_set(crops.split(name)) for name in ("train", "validation"))
         figures |= {"train": len(train), "validation": len(validation), "classes": len(crops.class_names)}
     config = default_config(request.seed, len(train))
-    plan = default_plan(len(train) // BATCH, request.seed)
+    plan = default_plan(max(1, len(train) // BATCH), request.seed)
     settings = {"oracle": dataclasses.asdict(config), "plan": dataclasses.asdict(plan)}
     claim_work(request.work, "runway", settings | {"dry_bright_only": dry_bright_only})
     oracle = train_oracle(request.data, crops, config, request.work, log)

@@ -7,7 +7,7 @@ from builder.distill.local import normalised_error
 from builder.elastify import elastify
 from builder.runlog import RunLog
 from edge_runtime.additive import AdditiveCost
-from edge_runtime.errors import UsageError
+from edge_runtime.errors import StateError, UsageError
 from tests.builder.nets import BottleneckNet, images, made
 
 pytestmark = pytest.mark.builder
@@ -128,6 +128,23 @@ def test_the_prior_is_zero_for_originals_and_never_below():
     assert all(row[0] == 0 for row in prior)
     assert min(min(row) for row in prior) >= 0
     assert [len(row) for row in prior] == [group.size for group in supernet.space.groups]
+
+
+def test_a_checkpoint_of_another_oracle_or_other_settings_is_refused(tmp_path):
+    config = LocalConfig(LoopConfig(1, STEPS, 1e-3))
+    train_local(elastify(made(BottleneckNet), images(32)), config, batches, tmp_path / "local.pt", RunLog())
+    other = elastify(made(BottleneckNet, seed=1), images(32))
+    with pytest.raises(StateError, match="does not belong"):
+        train_local(other, config, batches, tmp_path / "local.pt", RunLog())
+    longer = LocalConfig(LoopConfig(2, STEPS, 1e-3))
+    with pytest.raises(StateError, match="does not belong"):
+        train_local(elastify(made(BottleneckNet), images(32)), longer, batches, tmp_path / "local.pt", RunLog())
+
+
+def test_a_source_without_batches_is_refused(tmp_path):
+    config = LocalConfig(LoopConfig(1, STEPS, 1e-3))
+    with pytest.raises(UsageError, match="nothing"):
+        train_local(spoiled(), config, lambda epoch, first: [], tmp_path / "local.pt", RunLog())
 
 
 def test_a_stage_without_steps_is_refused():

@@ -1,5 +1,6 @@
 """What is committed is what it says it is: the bundled demo model with its images, and the runway bundle."""
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,13 @@ import pytest
 
 from builder.fod import FILE_NAME, load_crops  # noqa: TID251 - numpy and Pillow only
 from edge_runtime import EdgeModel
+from edge_runtime.additive import AdditiveCost, Plan, fastest
 from edge_runtime.backends import SessionOptions, open_session, open_static
+from edge_runtime.backends.onnx.layout import convolution_layouts
 from edge_runtime.bundle import Bundle
 from edge_runtime.cli.assets import demo_bundle, demo_images
 from edge_runtime.inputs import load_npz, preprocess_all
+from edge_runtime.measure import calibrate
 from tests.support.data import data_folder
 
 MODELS = Path(__file__).resolve().parents[1] / "data"
@@ -41,6 +45,25 @@ def test_units_have_two_narrower_copies_and_windows_are_merged(path):
     narrower = [sum(label.startswith("narrow") for label in group.labels) for group in groups]
     assert min(narrower) >= 2
     assert any(group.window > 1 for group in groups)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the NCHWc layout exists on x86 only")
+@pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.name)
+def test_every_convolution_runs_in_the_blocked_layout(path, tmp_path):
+    bundle = Bundle.read(path)
+    report = convolution_layouts(bundle.model_bytes, bundle.weights, SessionOptions(), tmp_path)
+    assert report.plain == ()
+    assert len(report.blocked) > 100
+
+
+@pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.name)
+def test_a_merged_alternative_is_the_best_plan_at_some_cost(path):
+    bundle = Bundle.read(path)
+    damage = AdditiveCost.damage(bundle.manifest.space, bundle.manifest.prior)
+    table = calibrate(bundle, open_session(bundle), SessionOptions(), seed=0).cost
+    levels = [table(fastest(table)) * (1 + 0.1 * step) for step in range(20)]
+    chosen = [Plan(table, damage, level).best() for level in levels]
+    assert any(gates.space.groups[i].spans[int(v)] > 1 for gates in chosen for i, v in enumerate(gates.values))
 
 
 def test_demo_oracle_is_good_but_not_perfect_and_the_shipped_images_are_of_the_same_kind():
