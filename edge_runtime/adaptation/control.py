@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 
 from edge_runtime.gates import Gates
@@ -20,6 +21,7 @@ class Control:
     def __init__(self, policy: AdaptationPolicy) -> None:
         self._policy = policy
         self._history = History()
+        self._lock = threading.Lock()  # a search learns in its own thread, while ticks decide
         self._readings: deque[tuple[float, float, Gates]] = deque(maxlen=KEPT_READINGS)
         self._known: dict[Gates, Score] = {}
         self.frontier: Frontier | None = None
@@ -28,16 +30,21 @@ class Control:
         """How much slower than measured on the calm machine, a factor; None before enough frames."""
 
     def learn(self, frontier: Frontier, scores: tuple[Score, ...] = ()) -> None:
-        """Take a new frontier, and scores of subnets that are not on it but may be active."""
-        self._known = {score.gates: score for score in (*scores, *frontier.scores)}
-        self.frontier = frontier
+        """Take a new frontier, and scores of subnets that are not on it but may be active; start afresh on them.
+
+        What was seen until now was judged by the old scores, and by those a subnet may have looked slow that is not.
+        """
+        with self._lock:
+            self._known = {score.gates: score for score in (*scores, *frontier.scores)}
+            self.frontier = frontier
+            self._history, self.load = History(), None
+            self._readings.clear()
 
     def forget(self, gates: Gates) -> None:
         """Never go to a subnet again: its outputs were unusable."""
-        if self.frontier is None:
-            return
-        left = tuple(score for score in self.frontier.scores if score.gates != gates)
-        self.frontier = Frontier(left) if left else None
+        with self._lock:
+            left = tuple(score for score in self.frontier.scores if score.gates != gates) if self.frontier else ()
+            self.frontier = Frontier(left) if left else None
 
     def score_of(self, gates: Gates) -> Score | None:
         """What is known of a subnet."""
@@ -49,6 +56,10 @@ class Control:
 
     def decide(self, active: Gates, limit_ms: float) -> Decision | None:
         """The policy's decision after all frames noted since the last call; None where it has nothing to go by."""
+        with self._lock:
+            return self._decide(active, limit_ms)
+
+    def _decide(self, active: Gates, limit_ms: float) -> Decision | None:
         frontier, score = self.frontier, self._known.get(active)
         decision = None
         while self._readings:

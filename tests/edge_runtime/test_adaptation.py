@@ -424,6 +424,22 @@ def test_frames_of_another_subnet_and_an_unknown_subnet_decide_nothing() -> None
     assert Control(AdaptationPolicy()).decide(SLOW.gates, 10.0) is None
 
 
+def test_new_scores_are_not_judged_by_what_was_seen_under_the_old() -> None:
+    made = control()
+    for index in range(3):
+        made.observe(index / 10, 9.5, SLOW.gates)
+    made.decide(SLOW.gates, 10.0)
+    assert made.load is not None
+    made.observe(0.3, 9.5, SLOW.gates)
+    made.learn(Frontier.of((FAST, SLOW, FULL)))
+    assert made.load is None
+    assert made.decide(SLOW.gates, 10.0) is None
+    made.observe(0.4, 50.0, SLOW.gates)
+    decision = made.decide(SLOW.gates, 10.0)
+    assert decision is not None
+    assert "too few frames" in decision.reason
+
+
 def test_a_subnet_with_unusable_outputs_is_never_gone_to_again() -> None:
     made = control()
     made.forget(FAST.gates)
