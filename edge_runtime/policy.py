@@ -37,9 +37,6 @@ class Reading:
     latency_ms: float
     """What the frame took, milliseconds, at least 0; of the same work that `Score.latency_ms` covers."""
 
-    cause: str = ""
-    """What the sensors say, for the reason only. Example: ``82 C, throttled``."""
-
     def __post_init__(self) -> None:
         if not (math.isfinite(self.time_s) and 0 <= self.latency_ms < math.inf):
             raise UsageError(f"a reading at {self.time_s} s with {self.latency_ms} ms is not a time and a latency")
@@ -145,7 +142,7 @@ class AdaptationPolicy:
             wait, history = self._why_not_up(reading, active, target, history)
         if wait:
             return Decision(active.gates, False, wait, load, history)
-        reason = _reason(reading, active, target, budget_ms, load)
+        reason = _reason(active, target, budget_ms, load)
         return Decision(target.gates, True, reason, load, self._after_switch(reading, active, target, history))
 
     def _remember(self, history: History, reading: Reading, active: Score) -> History:
@@ -198,9 +195,8 @@ def _calm_since(history: History, time_s: float) -> History:
     return history if history.calm_s == time_s else replace(history, calm_s=time_s)
 
 
-def _reason(reading: Reading, active: Score, target: Score, budget_ms: float, load: float) -> str:
-    cause = f" ({reading.cause})" if reading.cause else ""
-    path = f"load {load:.1f}x{cause}; {active.gates} -> {target.gates}"
+def _reason(active: Score, target: Score, budget_ms: float, load: float) -> str:
+    path = f"load {load:.1f}x; {active.gates} -> {target.gates}"
     if load * active.latency_ms <= budget_ms:
         gain = f"quality {active.quality:.1%} -> {target.quality:.1%}"
         return f"{gain} fits: latency {load * target.latency_ms:.1f} ms <= {budget_ms:.1f} ms budget: {path}"

@@ -26,9 +26,9 @@ __all__ = [
     "cpu_threads",
     "device_context",
     "governor",
-    "memory_available_bytes",
     "memory_total_bytes",
     "process_memory",
+    "strain",
     "temperature_c",
 ]
 
@@ -92,18 +92,6 @@ def memory_total_bytes(root: Path = ROOT) -> Known[int]:
     return min([total, *limits]) if isinstance(total, int) else total
 
 
-def memory_available_bytes(root: Path = ROOT) -> Known[int]:
-    """Memory that can be taken without swapping, bytes, within the cgroup's limit where there is one."""
-    left = _meminfo(root, "MemAvailable")
-    if isinstance(left, Unknown):
-        return left
-    for folder in _cgroups(root):
-        limit, used = _int_file(folder / "memory.max"), _int_file(folder / "memory.current")
-        if limit is not None and used is not None:
-            left = min(left, max(0, limit - used))
-    return left
-
-
 def temperature_c(root: Path = ROOT) -> Known[float]:
     """Temperature of the processor, degrees Celsius, from the thermal zone that is named like one."""
     folder = root / "sys/class/thermal"
@@ -134,6 +122,13 @@ def cpu_pressure(root: Path = ROOT) -> Known[float]:
             except ValueError:
                 break
     return Unknown("/proc/pressure/cpu has another form")
+
+
+def strain(root: Path = ROOT) -> str:
+    """What may slow the processor down, for people; only what is known. Example: ``CPU pressure 63 %, 82 C``."""
+    pressure, heat = cpu_pressure(root), temperature_c(root)
+    said = [] if isinstance(pressure, Unknown) else [f"CPU pressure {pressure:.0%}".replace("%", " %")]
+    return ", ".join(said if isinstance(heat, Unknown) else [*said, f"{heat:.0f} C"])
 
 
 def board(root: Path = ROOT) -> Known[str]:

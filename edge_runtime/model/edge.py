@@ -121,7 +121,7 @@ class EdgeModel:
         Args:
             path: A `.nnf` file or a bundle directory.
             budget: What the application can afford. None takes the budget of the remembered adaptation, else the
-                profile's; `Budget()` asks for the full subnet.
+                profile's; one equal to the remembered takes up that outcome, else `Budget()` asks for the full subnet.
             profile: Name or path of a device profile; None chooses by this machine.
             threads: Threads inside an operator; None takes the profile's, cut to the CPUs that the process may use.
             providers: Execution providers of onnxruntime in order of preference; None means the CPU.
@@ -253,10 +253,10 @@ class EdgeModel:
 
     def _answer(self, inputs: Mapping[str, Array], gates: Gates) -> Answer:
         answer = self._guard.run(inputs, gates)
-        if answer.fault:
+        if answer.to_blame:
             self._control.forget(gates)
             self._active.swap(answer.gates, f"unusable output of {gates}: {answer.fault}", expected=gates)
-        elif len(next(iter(inputs.values()))) == 1:
+        elif not answer.fault and len(next(iter(inputs.values()))) == 1:
             self._control.observe(self._clock_ns() / 1e9, answer.run_ns / 1e6, gates)
         return answer
 

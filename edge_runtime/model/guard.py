@@ -34,6 +34,9 @@ class Answer:
     fault: str = ""
     """What was wrong with the outputs of the subnet that was asked for; empty where they were good."""
 
+    to_blame: bool = False
+    """Whether the fault is the subnet's own: unusable outputs, or a single frame that it alone could not run."""
+
 
 class OutputGuard:
     """Runs subnets and judges their outputs. Thread-safe."""
@@ -60,31 +63,34 @@ class OutputGuard:
         """
         first = next(iter(inputs.values()), None)
         batch = len(first) if isinstance(first, np.ndarray) and first.ndim else 0
-        outputs, run_ns, fault = self._try(inputs, gates, batch)
+        outputs, run_ns, fault, refused = self._try(inputs, gates, batch)
         if not fault:
             self._last_good = gates
             return Answer(outputs, gates, run_ns)
         for other in dict.fromkeys((self._last_good, self._default)):
             if other == gates:
                 continue
-            outputs, run_ns, again = self._try(inputs, other, batch)
+            outputs, run_ns, again, _ = self._try(inputs, other, batch)
             if not again:
-                return Answer(outputs, other, run_ns, fault)
-        raise BackendError(f"no subnet gives a usable output: {fault}", hint="run 'nnf-edge verify' on the bundle")
+                # A library that refuses many frames at once (memory) says nothing about how the subnet does one.
+                return Answer(outputs, other, run_ns, fault, to_blame=not refused or batch == 1)
+        hint = "give fewer frames at once" if refused and batch > 1 else "run 'nnf-edge verify' on the bundle"
+        raise BackendError(f"no subnet gives a usable output: {fault}", hint=hint)
 
-    def _try(self, inputs: Mapping[str, Array], gates: Gates, batch: int) -> tuple[dict[str, Array], int, str]:
-        began_ns = self._clock_ns()
+    def _try(self, inputs: Mapping[str, Array], gates: Gates, batch: int) -> tuple[dict[str, Array], int, str, bool]:
+        """Outputs, nanoseconds, what is wrong with them, and whether that is because the library did not run it."""
+        began_ns, refused = self._clock_ns(), False
         try:
             outputs = self._session.run(inputs, gates)
         except BackendError as error:
-            outputs, fault = {}, error.message
+            outputs, fault, refused = {}, error.message, True
         else:
             fault = _fault(self._session.outputs, outputs, batch)
         run_ns = self._clock_ns() - began_ns
         if fault:
             with self._lock:
                 self._bad += 1
-        return outputs, run_ns, fault
+        return outputs, run_ns, fault, refused
 
 
 def _fault(specs: tuple[TensorSpec, ...], outputs: Mapping[str, Array], batch: int) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from edge_runtime import sense
 from edge_runtime.adaptation import AdaptPlan, AdaptStatus
 from edge_runtime.adaptation.control import Control
 from edge_runtime.errors import InputError
@@ -65,14 +66,15 @@ class Loop:
         return min(SEARCH_SECONDS, self._limits.adapt_seconds)
 
     def set_budget(self, budget: Budget) -> None:
-        """Take a new budget, and the place on the frontier that it asks for."""
+        """Take a new budget, and the place on the frontier that it asks for: the full subnet without a limit."""
         if budget == self.budget:
             return
         self.budget = budget
-        frontier, limit_ms = self._control.frontier, self.limit_ms
-        if frontier is not None:
-            score = frontier.best(math.inf if limit_ms is None else limit_ms) or frontier.fastest
-            self._active.swap(score.gates, f"the budget is now {budget}")
+        frontier, limit_ms, reason = self._control.frontier, self.limit_ms, f"the budget is now {budget}"
+        if budget.latency_ms is None and budget.fraction is None:
+            self._active.swap(self._active.gates.space.default, reason)
+        elif frontier is not None and limit_ms is not None:
+            self._active.swap((frontier.best(limit_ms) or frontier.fastest).gates, reason)
 
     def tick(self) -> AdaptStatus:
         """Move along the frontier if the policy says so; start a search if one is due. Microseconds."""
@@ -83,7 +85,9 @@ class Loop:
             active = self._active.gates
             decision = None if limit_ms is None else self._control.decide(active, limit_ms)
             if decision is not None and decision.switch:
-                self._active.swap(decision.gates, decision.reason, expected=active)
+                strain = sense.strain()  # some file reads; here only, because swaps are rare
+                reason = f"{decision.reason} ({strain})" if strain else decision.reason
+                self._active.swap(decision.gates, reason, expected=active)
             elif self._search_due():
                 self._start(lambda: (self._buffer.images(), None), self._limits.adapt_seconds)
             return self._told(self._searches.progress())

@@ -357,7 +357,42 @@ def test_a_new_budget_moves_along_the_frontier_at_once() -> None:
     assert model.gates.is_default
 
 
-def test_the_loop_goes_down_when_the_machine_gets_busy_and_up_again() -> None:
+def test_no_budget_means_the_full_subnet_also_where_a_faster_one_is_as_good(tmp_path: Path) -> None:
+    images = list(scripted_images(128))
+    model = scripted(tmp_path, budget=Budget(latency_ms=6.0), reply=lambda inputs, gates: answer(inputs, SPACE.default))
+    model.adapt(images, wait=True)
+    assert model.frontier is not None
+    assert not model.frontier.highest.gates.is_default
+    model.adapt(budget=Budget())
+    assert model.gates.is_default
+    assert scripted(tmp_path, budget=Budget()).gates.is_default
+
+
+def test_many_frames_that_the_library_refuses_cost_no_subnet_its_place() -> None:
+    def reply(inputs: Any, gates: Any) -> dict[str, Any]:
+        if len(inputs["image"]) > 64 and gates == active:
+            raise BackendError("failed to allocate memory")
+        if len(inputs["image"]) > 256:
+            raise BackendError("failed to allocate memory")
+        return answer(inputs, gates)
+
+    active = None
+    model = scripted(budget=Budget(latency_ms=6.0), reply=reply)
+    model.adapt(list(scripted_images(64)), wait=True)
+    active, frontier, swaps = model.gates, model.frontier, model.stats().swaps_total
+    for count in (100, 300):
+        tensors = preprocess_all(list(scripted_images(count)), model.bundle.manifest.preprocessing)
+        if count == 300:
+            with pytest.raises(BackendError, match="fewer frames"):
+                model.infer(tensors)
+        else:
+            assert len(model.infer(tensors)["logits"]) == count
+        assert (model.gates, model.frontier, model.stats().swaps_total) == (active, frontier, swaps)
+
+
+def test_the_loop_goes_down_when_the_machine_gets_busy_and_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr("edge_runtime.sense.strain", lambda: reads.append("once") or "CPU pressure 63 %")
     load = [1.0]
     jitter = jittered_cost()
     model = scripted(
@@ -376,11 +411,13 @@ def test_the_loop_goes_down_when_the_machine_gets_busy_and_up_again() -> None:
             reasons += [status.reason] if status.changed else []
         return reasons
 
-    assert drive(100) == []
+    assert drive(100) == reads == []
     load[0] = 1.8
     down = drive(100)
     assert down
     assert "load 1." in down[0]
+    assert down[0].endswith("(CPU pressure 63 %)")
+    assert len(reads) == len(down)
     assert 1.8 * COST(model.gates) <= 6.0
     misses = model.stats().deadline_misses
     drive(100)

@@ -43,19 +43,19 @@ class Loop:
     history: History = dataclasses.field(default_factory=History)
     switches: list = dataclasses.field(default_factory=list)
 
-    def run(self, seconds, slowdown, cause=""):
+    def run(self, seconds, slowdown):
         end = self.time_s + seconds
         while self.time_s < end:
             self.time_s += self.frame_s
             latency_ms = self.active.latency_ms * slowdown(self.time_s, self.active.gates)
-            decision = self.decide(latency_ms, cause)
+            decision = self.decide(latency_ms)
             if decision.switch:
                 self.switches.append((self.time_s, self.active, decision))
                 self.active = next(score for score in self.frontier.scores if score.gates == decision.gates)
         return self
 
-    def decide(self, latency_ms, cause=""):
-        reading = Reading(self.time_s, latency_ms, cause)
+    def decide(self, latency_ms):
+        reading = Reading(self.time_s, latency_ms)
         decision = self.policy.decide(reading, self.active, self.frontier, self.budget_ms, self.history)
         self.history = decision.history
         return decision
@@ -85,10 +85,10 @@ def test_a_busy_machine_is_met_within_a_few_frames_and_a_calm_one_is_used_again(
 
 
 def test_the_reasons_say_what_happened_in_numbers():
-    app = loop(budget_ms=9.0, active=LADDER.best(9.0)).run(3, steady(0.9)).run(5, steady(1.8), "82 C, throttled")
+    app = loop(budget_ms=9.0, active=LADDER.best(9.0)).run(3, steady(0.9)).run(5, steady(1.8))
     app.run(9, steady(0.9))
     down, up = (decision.reason for _, _, decision in app.switches)
-    assert down == "latency 16.2 ms > 9.0 ms budget: load 1.8x (82 C, throttled); 1 -> 6"
+    assert down == "latency 16.2 ms > 9.0 ms budget: load 1.8x; 1 -> 6"
     assert up == "quality 87.0% -> 97.0% fits: latency 9.0 ms <= 9.0 ms budget: load 1.0x; 6 -> 1"
 
 

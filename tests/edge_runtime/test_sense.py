@@ -27,7 +27,7 @@ def pi5(tmp_path: Path) -> Path:
         {
             "proc/device-tree/model": b"Raspberry Pi 5 Model B Rev 1.0\0",
             "proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n",
-            "proc/meminfo": "MemTotal:        8245248 kB\nMemAvailable:    7000000 kB\n",
+            "proc/meminfo": "MemTotal:        8245248 kB\n",
             "proc/self/status": "Name:\tpython\nVmHWM:\t   90000 kB\nVmRSS:\t   81234 kB\n",
             "proc/self/cgroup": "0::/user.slice/app.scope\n",
             "sys/class/thermal/thermal_zone0/type": "cpu-thermal\n",
@@ -42,7 +42,6 @@ READERS = [
     sense.cpu_model,
     sense.cpu_pressure,
     sense.governor,
-    sense.memory_available_bytes,
     sense.memory_total_bytes,
     sense.temperature_c,
 ]
@@ -53,7 +52,6 @@ def test_a_raspberry_pi_is_read(pi5: Path) -> None:
     assert sense.temperature_c(pi5) == 51.234
     assert sense.governor(pi5) == "ondemand"
     assert sense.memory_total_bytes(pi5) == 8245248 * 1024
-    assert sense.memory_available_bytes(pi5) == 7000000 * 1024
     assert sense.process_memory(pi5) == sense.Memory(81234 * 1024, 90000 * 1024)
     assert isinstance(sense.cpu_model(pi5), Unknown), "an ARM kernel names no model"
 
@@ -102,6 +100,13 @@ def test_pressure_is_a_share(pi5: Path, text: str, value: float | None) -> None:
     assert found == value if value is not None else isinstance(found, Unknown)
 
 
+def test_strain_says_what_is_known_and_nothing_else(pi5: Path, tmp_path: Path) -> None:
+    assert sense.strain(pi5) == "51 C"
+    tree(pi5, {"proc/pressure/cpu": "some avg10=62.60 avg60=1.00 avg300=0.10 total=5\n"})
+    assert sense.strain(pi5) == "CPU pressure 63 %, 51 C"
+    assert sense.strain(tmp_path / "nothing") == ""
+
+
 @pytest.mark.parametrize(
     ("files", "threads"),
     [
@@ -128,12 +133,10 @@ def test_memory_respects_the_cgroup(pi5: Path) -> None:
         pi5,
         {
             "sys/fs/cgroup/user.slice/app.scope/memory.max": "268435456\n",
-            "sys/fs/cgroup/user.slice/app.scope/memory.current": "200000000\n",
             "sys/fs/cgroup/user.slice/memory.max": "max\n",
         },
     )
     assert sense.memory_total_bytes(pi5) == 256 << 20
-    assert sense.memory_available_bytes(pi5) == (256 << 20) - 200_000_000
 
 
 def test_a_cgroup_path_cannot_leave_its_tree(pi5: Path) -> None:
