@@ -15,6 +15,8 @@ The exit code of the command line lives on the class. Foreign exceptions (onnxru
 translated at the seam where the library is called, with the cause chained. This file imports nothing.
 """
 
+from __future__ import annotations
+
 __all__ = [
     "BackendError",
     "BudgetError",
@@ -62,9 +64,18 @@ class ProfileError(UsageError):
 
 
 class BudgetError(EdgeError):
-    """Everything was measured, and no subnet meets the budget."""
+    """Everything was measured, and no subnet meets the budget.
+
+    `fastest` is the text form of the fastest measured subnet's gates and `latency_ms` its p95 in milliseconds; empty
+    and None where nothing was measured.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, hint: str = "", fastest: str = "", latency_ms: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.fastest = fastest
+        self.latency_ms = latency_ms
 
 
 class BundleError(EdgeError):

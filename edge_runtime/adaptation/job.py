@@ -217,17 +217,20 @@ class AdaptJob:
     def _infeasible(self) -> BudgetError:
         scores = self._measured()
         quickest = min(scores, key=lambda score: score.latency_ms)
-        budget = self._plan.budget
+        budget, gates, p95_ms = self._plan.budget, str(quickest.gates), quickest.latency_ms
         peak_bytes = min((score.peak_bytes or 0) for score in scores)
-        if quickest.latency_ms <= self._limit_ms() and peak_bytes > budget.memory_bytes:
+        if p95_ms <= self._limit_ms() and peak_bytes > budget.memory_bytes:
             return BudgetError(
                 f"the process peaks at {peak_bytes / 2**20:.0f} MiB, above the budget of {budget.memory_mib:g} MiB",
                 hint="allow more memory, or adapt with fewer images and threads; subnets share the weights",
+                fastest=gates,
+                latency_ms=p95_ms,
             )
         return BudgetError(
-            f"no subnet meets the budget of {budget}: the fastest, {quickest.gates}, "
-            f"has a measured p95 of {quickest.latency_ms:.2f} ms",
-            hint=f"allow at least {quickest.latency_ms / (1 - self._plan.headroom):.2f} ms, or use more threads",
+            f"no subnet meets the budget of {budget}: the fastest, {gates}, has a measured p95 of {p95_ms:.2f} ms",
+            hint=f"allow at least {p95_ms / (1 - self._plan.headroom):.2f} ms, or use more threads",
+            fastest=gates,
+            latency_ms=p95_ms,
         )
 
     def _outcome(self, choice: Choice) -> AdaptResult:

@@ -22,7 +22,7 @@ from typing import NoReturn
 from edge_runtime import __version__
 from edge_runtime.cli import adapt, benchmark, demo, inspect, verify
 from edge_runtime.cli.console import Console
-from edge_runtime.errors import BundleError, EdgeError, StateError, UsageError
+from edge_runtime.errors import BundleError, EdgeError, ResourceError, StateError, UsageError
 
 __all__ = ["main"]
 
@@ -146,6 +146,9 @@ def _explain(error: Exception, *, debug: bool) -> int:
         traceback.print_exception(error, file=sys.stderr)
     if isinstance(error, OSError) and not isinstance(error, EdgeError):
         error = StateError(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    if isinstance(error, MemoryError):
+        what = _first_line(error)
+        error = ResourceError("out of memory" + (f": {what}" if what else ""), hint="use fewer images, or free memory")
     if not isinstance(error, EdgeError):
         print(f"nnf-edge: {type(error).__name__}: {_first_line(error)}", file=sys.stderr)
         print("  this is a fault of nnf-edge; run it again with --debug and report what it prints", file=sys.stderr)

@@ -8,12 +8,13 @@ this machine and stay there. Without labels, quality is agreement with the full 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edge_runtime.cli.console import Console, Style
 from edge_runtime.cli.device import device_line, read_device
 from edge_runtime.cli.documents import document, write_document
 from edge_runtime.cli.tables import Column, render_table, shorten
+from edge_runtime.errors import BudgetError
 
 if TYPE_CHECKING:
     from edge_runtime.adaptation import AdaptStatus, Candidate
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
-    """Search, wait, explain."""
+    """Search, wait, explain. Where no subnet meets the budget, the document says which is the fastest."""
     budget = _budget(arguments)
     from edge_runtime.bundle import Bundle
     from edge_runtime.inputs import load_samples
@@ -63,13 +64,33 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         state_dir=arguments.state_dir,
         seed=arguments.seed,
     ) as model:
-        status = _wait(model, samples, arguments, console)
+        try:
+            status = _wait(model, samples, arguments, console)
+        except BudgetError as error:
+            _write(arguments, bundle.digest, _unmet(error, model, budget))
+            raise
         _print(status, model, samples, arguments, console)
         console.note(model.stats().state)
-        if arguments.json:
-            result = {"bundle": bundle.digest, "data": arguments.data, **status.to_json()}
-            write_document(arguments.json, document("adapt", result, read_device(), arguments.command))
+        _write(arguments, bundle.digest, status.to_json())
     return 0
+
+
+def _write(arguments: argparse.Namespace, digest: str, outcome: dict[str, Any]) -> None:
+    if arguments.json:
+        result = {"bundle": digest, "data": arguments.data, **outcome}
+        write_document(arguments.json, document("adapt", result, read_device(), arguments.command))
+
+
+def _unmet(error: BudgetError, model: EdgeModel, budget: Budget) -> dict[str, Any]:
+    """The outcome as JSON types where no subnet meets the budget: nothing changed, and which is the fastest."""
+    return {
+        "active": str(model.gates),
+        "phase": "failed",
+        "changed": False,
+        "reason": error.message,
+        "budget": budget.to_json(),
+        "fastest": {"gates": error.fastest, "latency_ms": error.latency_ms},
+    }
 
 
 def _budget(arguments: argparse.Namespace) -> Budget:

@@ -8,6 +8,7 @@ minute. With --bundle and --data it does the same with your own.
 from __future__ import annotations
 
 import argparse
+import math
 import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -106,8 +107,10 @@ class _Run:
 def _check(arguments: argparse.Namespace) -> None:
     if arguments.bundle and not arguments.data:
         raise UsageError("the bundled images do not fit your own bundle", hint="name your images with --data")
-    if arguments.seconds <= 0:
+    if not 0 < arguments.seconds < math.inf:
         raise UsageError(f"--seconds {arguments.seconds:g} is no time", hint="give 10 or more")
+    if arguments.deadline_ms is not None and not 0 < arguments.deadline_ms < math.inf:
+        raise UsageError(f"--deadline-ms {arguments.deadline_ms:g} is no time", hint="give milliseconds above 0")
     if arguments.workers is not None and not 1 <= arguments.workers <= MAX_WORKERS:
         raise UsageError(f"--workers {arguments.workers} is not 1 to {MAX_WORKERS}")
 

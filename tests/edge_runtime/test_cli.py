@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.cli import _explain
 from edge_runtime.cli.console import Console
 from edge_runtime.cli.demo import _verdict
 from edge_runtime.cli.documents import document, write_document
@@ -74,6 +75,12 @@ def test_a_document_replaces_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
     body = json.loads(target.read_text())
     assert (body["schema"], body["result"], body["device"]) == ("nnf-edge/test/1", {"value": 1}, {"cores": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_too_little_memory_is_a_limit_of_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _explain(MemoryError("Unable to allocate 9 TiB"), debug=False) == 6
+    assert _explain(MemoryError(), debug=False) == 6
+    assert "nnf-edge: out of memory: Unable to allocate 9 TiB\n" in capsys.readouterr().err
 
 
 def test_workers_are_bounded_and_gone_after_the_block() -> None:
