@@ -25,7 +25,7 @@ from builder.distill.loop import Batch, BatchSource, LoopConfig, run_loop
 from builder.distill.prior import measure_prior
 from builder.elastify.supernet import Supernet
 from builder.runlog import RunLog
-from edge_runtime.additive import AdditiveCost, Plan
+from edge_runtime.additive import AdditiveCost, Plan, fastest
 from edge_runtime.gates import Gates
 
 __all__ = ["PathConfig", "PathSampler", "train_paths"]
@@ -69,9 +69,9 @@ class PathSampler:
     def __init__(self, supernet: Supernet, damage: AdditiveCost | None = None) -> None:
         self._supernet = supernet
         self._space = supernet.space
-        self._full = supernet.macs(self._space.default)
-        self._least = min(supernet.macs(self._blind(1.0)) for _ in range(256))
-        self._plans = [] if damage is None else [Plan(_macs(supernet), damage, limit) for limit in self._levels()]
+        cost = _macs(supernet)
+        self._full, self._least = cost(self._space.default), cost(fastest(cost))
+        self._plans = [] if damage is None else [Plan(cost, damage, limit) for limit in self._levels()]
 
     def sample(self) -> Gates:
         """One gate vector whose cost is near a target drawn uniformly between the cheapest subnet and the oracle."""
