@@ -136,16 +136,17 @@ class AdaptJob:
         self.phase = "measure"
         yield from self._measure(self._first_group())
         choice = self._choose(self._bound_ms)
-        for _ in range(DOWN_ROUNDS):
-            late = self.seconds > self._plan.seconds
+        for step in range(DOWN_ROUNDS):
+            late = step > 0 and self.seconds > self._plan.seconds
             group = [] if choice or late else self._faster_group()
             if not group:
                 break
             yield from self._measure(group)
             choice = self._choose(self._bound_ms)
+        # In doubt a subnet that just meets the budget is better than none, and than the fastest of all.
+        choice = choice or self._choose(self._finals.p95_ms)
         if choice is None:
             yield from self._measure([gates for gates in self._fastest_group() if not self._finals.has(gates)])
-            # In doubt a subnet that just meets the budget is better than none.
             choice = self._choose(self._bound_ms) or self._choose(self._finals.p95_ms)
         if choice is None:
             raise self._infeasible()
