@@ -293,7 +293,12 @@ def test_demo_stopped_in_the_middle_leaves_no_worker(
     bundle: Path, images: Path, environment: dict[str, str], tmp_path: Path, number: int, code: int
 ) -> None:
     with subprocess.Popen(
-        _demo(bundle, images, 600), env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        _demo(bundle, images, 600),
+        env=environment,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=_heed_interrupts,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -304,6 +309,11 @@ def test_demo_stopped_in_the_middle_leaves_no_worker(
         process.stdout.read()
         assert process.wait(timeout=60) == code
     assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+
+
+def _heed_interrupts() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and this run of the tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _children(pid: int) -> list[int]:
