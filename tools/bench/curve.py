@@ -83,6 +83,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bundle", required=True, help="the elastic model")
     parser.add_argument("--oracle", required=True, help="static ONNX export of the network that it was made from")
     parser.add_argument("--data", default=os.environ.get("NNF_DATA"), help="folder of fod_a_224px.npz ($NNF_DATA)")
+    parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS, help="of the oracle's latency")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", help="write the result to this file too")
@@ -140,7 +141,10 @@ def _curve(case: Case, oracle: Session, options: SessionOptions, arguments: argp
             arguments.bundle, threads=options.threads, state_dir=state, budget=Budget(), seed=arguments.seed
         )
         with model:
-            points = [_point(fraction, case, model, session, oracle, tensors, oracle_right) for fraction in FRACTIONS]
+            points = [
+                _point(fraction, case, model, session, oracle, tensors, oracle_right)
+                for fraction in arguments.fractions
+            ]
     return {
         "name": case.name,
         "search_images": len(case.search),
