@@ -1,10 +1,8 @@
 # One verb per need; `make` alone lists them. Every verb makes the environment that it needs, inside this folder.
 
 PYTHON ?= python3
-# Pinned, so that the tests of the builder run against the torch they were written with. Where pip would fetch a CUDA
-# build that you do not want, name an index of CPU builds: make test TORCH_INDEX=...
+# Pinned, so that the tests of the builder run against the torch they were written with.
 TORCH ?= torch==2.13.0
-TORCH_INDEX ?=
 # Tests and benchmarks that need photographs read this folder, and skip with a word where it is absent.
 NNF_DATA ?= $(wildcard ../shared/data)
 export NNF_DATA
@@ -55,7 +53,7 @@ $(TEST_VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v < (3, 14) else f"nnf-edge needs Python 3.10 to 3.13, {sys.executable} is {v[0]}.{v[1]}: make test PYTHON=python3.12")'
 	@echo "making $(TEST_VENV) (once; with torch, minutes)"
 	@$(PYTHON) -m venv $(TEST_VENV)
-	@$(TEST)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	@$(TEST)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
 	@$(TEST)/python -m pip install --quiet --disable-pip-version-check --editable ".[build,test]"
 	@# Architectures that nobody here wrote; without its dependencies, which the tests do not need.
 	@$(TEST)/python -m pip install --quiet --disable-pip-version-check --no-deps "pytorchcv==0.0.74"
