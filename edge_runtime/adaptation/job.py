@@ -1,4 +1,4 @@
-"""One search from the first image to the choice, in slices: shortlist, measure, choose, step down if nothing fits.
+"""One search from the first image to the choice, in slices: shortlist, measure in groups, choose.
 
 `steps` is a generator: whoever drives it decides when each slice runs. A slice is one batch, or one round of runs; the
 first one may be the calibration of the latency table, which takes a second or two where it is not cached.
@@ -12,24 +12,21 @@ from dataclasses import dataclass
 
 from edge_runtime.adaptation.choice import Choice, choose
 from edge_runtime.adaptation.finals import Finals
+from edge_runtime.adaptation.groups import Groups
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.adaptation.status import Candidate, Phase
-from edge_runtime.additive import AdditiveCost, fastest
+from edge_runtime.additive import AdditiveCost
 from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.measure import Clock, LatencyModel
 from edge_runtime.objectives import Frontier, Measurement, Score
-from edge_runtime.search import near_budget_seeds
 
 __all__ = ["AdaptJob", "AdaptResult"]
 
-DOWN_ROUNDS = 3
-"""How often the job steps down along the table before it measures the fastest subnet of all."""
-
-SMALLEST_STEP = 0.7
-"""One step down leaves at least this share of the predicted latency that was in reach before."""
+MORE_GROUPS = 5
+"""Further groups that are measured at most, before the fastest subnet of all is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,36 +118,50 @@ class AdaptJob:
     def _slices(self) -> Iterator[None]:
         self._cost = self._calibrate().p95_cost
         yield
-        self._reach_ms = self._proposal_limit_ms()
+        limit_ms = self._proposal_limit_ms()
         self.phase = "search"
         self._shortlist = Shortlist(
             evaluator=self.evaluator,
             cost=self._cost,
             prior=self._prior,
             current=self._current,
-            limit_ms=self._reach_ms,
+            limit_ms=limit_ms,
             plan=self._plan,
             seconds=lambda: self.seconds,
         )
         yield from self._shortlist.steps()
         self.phase = "measure"
-        yield from self._measure(self._first_group())
-        choice = self._choose(self._bound_ms)
-        for step in range(DOWN_ROUNDS):
-            late = step > 0 and self.seconds > self._plan.seconds
-            group = [] if choice or late else self._faster_group()
-            if not group:
-                break
-            yield from self._measure(group)
-            choice = self._choose(self._bound_ms)
-        # In doubt a subnet that just meets the budget is better than none, and than the fastest of all.
-        choice = choice or self._choose(self._finals.p95_ms)
+        groups = Groups(
+            self._shortlist,
+            self._finals,
+            cost=self._cost,
+            prior=self._prior,
+            current=self._current,
+            plan=self._plan,
+        )
+        yield from self._measure(groups.first(limit_ms))
+        yield from self._measure_more(groups)
+        choice = self._best()
         if choice is None:
-            yield from self._measure([gates for gates in self._fastest_group() if not self._finals.has(gates)])
-            choice = self._choose(self._bound_ms) or self._choose(self._finals.p95_ms)
+            yield from self._measure(groups.fastest())
+            choice = self._best()
         if choice is None:
             raise self._infeasible()
         self.result = self._outcome(choice)
+
+    def _measure_more(self, groups: Groups) -> Iterator[None]:
+        """Measure what should fit and be better, until there is nothing of the kind; one group also when it is late."""
+        for step in range(MORE_GROUPS):
+            choice = self._choose(self._bound_ms)
+            late = self.seconds > self._plan.seconds and (step > 0 or choice is not None)
+            group = [] if late else groups.better(self._limit_ms(), choice.score if choice else None, step)
+            if not group:
+                break
+            yield from self._measure(group)
+
+    def _best(self) -> Choice | None:
+        """The choice; in doubt a subnet that just meets the budget is better than none, and than the fastest of all."""
+        return self._choose(self._bound_ms) or self._choose(self._finals.p95_ms)
 
     def _proposal_limit_ms(self) -> float:
         """Predicted p95 up to which subnets are proposed; above every subnet where there is no latency budget."""
@@ -161,37 +172,6 @@ class AdaptJob:
         """Finalists see all images, and all of a group are timed together."""
         yield from self._shortlist.evaluate(group, self._shortlist.goal)
         yield from self._finals.steps(group, self._plan.runs, self._plan.measure_seconds)
-
-    def _first_group(self) -> list[Gates]:
-        """The best by quality, one that is predicted well inside the limit, the current and the full subnet."""
-        listed = self._shortlist
-        group = dict.fromkeys(listed.pool[: self._plan.finalists] or [fastest(self._cost)])
-        inside_ms = 0.9 * self._proposal_limit_ms()
-        inside = [g for g in [*listed.pool, *listed.ladder] if self._cost(g) <= inside_ms and g not in group]
-        if inside:
-            group[max(inside, key=lambda gates: listed.score(gates).quality)] = None
-        return list(group | {self._current: None, self._full: None})
-
-    def _faster_group(self) -> list[Gates]:
-        """Up to three unmeasured subnets that fit by the table as corrected by what was measured."""
-        correction = self._finals.correction(self._cost, self._plan.headroom)
-        # A burst of load while the last group was measured must not throw away half of the budget at once.
-        self._reach_ms = max(SMALLEST_STEP * self._reach_ms, min(0.97 * self._limit_ms() / correction, self._reach_ms))
-        predicted_ms = self._reach_ms
-        try:
-            fresh = near_budget_seeds(self._full.space, self._cost, self._prior, predicted_ms, 2, self._plan.seed)
-        except BudgetError:
-            return []
-        listed = [g for g in [*self._shortlist.pool, *self._shortlist.ladder] if self._cost(g) <= predicted_ms]
-        listed.sort(key=lambda gates: -self._shortlist.score(gates).quality)
-        return [gates for gates in dict.fromkeys([*listed[:2], *fresh]) if not self._finals.has(gates)][:3]
-
-    def _fastest_group(self) -> list[Gates]:
-        """The fastest subnet by the table, and what may really be as fast."""
-        quickest = fastest(self._cost)
-        limit_ms = 1.1 * self._cost(quickest)
-        near = near_budget_seeds(self._full.space, self._cost, self._cost, limit_ms, 3, self._plan.seed)
-        return list(dict.fromkeys([quickest, *near]))[:3]
 
     def _limit_ms(self) -> float:
         return self._plan.budget.limit_ms(self._finals.p95_ms(self._full))

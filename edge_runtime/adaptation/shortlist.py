@@ -21,7 +21,7 @@ from edge_runtime.search import EvolutionSearch, near_budget_seeds
 __all__ = ["Shortlist"]
 
 LADDER = 5
-"""Latency levels, the limit included, between which faster subnets are evaluated for the frontier."""
+"""Latency levels, the limit the last of them, below which the best by the prior are evaluated in any case."""
 
 IMAGE_SHARE = 0.5
 """Largest share of the time limit that the last stage of images may take."""
@@ -54,6 +54,8 @@ class Shortlist:
         plan: AdaptPlan,
         seconds: Callable[[], float],
     ) -> None:
+        self.limit_ms = limit_ms
+        """Predicted p95 up to which subnets are proposed, milliseconds."""
         self.pool: list[Gates] = []
         """Subnets within the limit that saw all images, best first."""
         self.ladder: list[Gates] = []
@@ -65,7 +67,7 @@ class Shortlist:
         self.ended_early = False
         """Whether the time limit cut the evolution or the images."""
         self._evaluator, self._cost, self._prior = evaluator, cost, prior
-        self._current, self._limit_ms, self._plan, self._seconds = current, limit_ms, plan, seconds
+        self._current, self._plan, self._seconds = current, plan, seconds
 
     def steps(self) -> Iterator[None]:
         """Fill `pool`, `ladder` and `fallen`, a batch per item. A limit below every prediction leaves them empty."""
@@ -101,7 +103,7 @@ class Shortlist:
         return EvolutionSearch(
             self._current.space,
             predict_ms=self._cost,
-            limit_ms=self._limit_ms,
+            limit_ms=self.limit_ms,
             prior=self._prior,
             seeds=[self._current],
             population=self._plan.population,
@@ -123,12 +125,13 @@ class Shortlist:
             search.tell(scores)
 
     def _rungs(self) -> list[Gates]:
-        """The fastest subnet, and two by the prior at each of a few latency levels up to the limit."""
+        """The fastest subnet, and two by the prior at each of a few latency levels, the limit the last."""
         lowest = fastest(self._cost)
         bottom, space = self._cost(lowest), self._current.space
         rungs = {lowest: None}
-        for level in range(1, LADDER):
-            limit = bottom * (self._limit_ms / bottom) ** (level / LADDER)
+        top = min(self.limit_ms, self._cost(space.default))
+        for level in range(1, LADDER + 1):
+            limit = bottom * (top / bottom) ** (level / LADDER)
             rungs |= dict.fromkeys(near_budget_seeds(space, self._cost, self._prior, limit, 2, self._plan.seed))
         return sorted(rungs, key=self._cost)
 
@@ -141,13 +144,13 @@ class Shortlist:
 
     def _last_runs(self) -> float:
         """Runs of the full subnet that one image of the last stage amounts to."""
-        share = min(1.0, self._limit_ms / self._cost(self._current.space.default))
+        share = min(1.0, self.limit_ms / self._cost(self._current.space.default))
         return 1 + share * (self._plan.finalists + 3)
 
     def _reserve(self, per_image: float) -> float:
         """Seconds that halving and measuring will take, from what an image of the full subnet takes."""
         plan, full_ms = self._plan, self._cost(self._current.space.default)
-        share = min(1.0, self._limit_ms / full_ms)
+        share = min(1.0, self.limit_ms / full_ms)
         rungs = len(self.ladder) / 2  # faster subnets cost about half of what the limit allows
         middle = share * (SURVIVORS * plan.finalists + rungs) * (self._images(1) - self._images(0))
         images = self.goal * self._last_runs() + middle

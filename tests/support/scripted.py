@@ -73,6 +73,12 @@ def jittered_cost(cost: AdditiveCost = COST, *, spread: float = 0.05, seed: int 
     return lambda gates: cost(gates) * (1 + spread * float(rng.random()) ** 3)
 
 
+def spiky_cost(share: float, *, seed: int = 0) -> Callable[[Gates], float]:
+    """Milliseconds of one run on a machine that is disturbed in `share` of all runs: those take twice as long."""
+    rng = np.random.default_rng(seed)
+    return lambda gates: COST(gates) * (1 + 0.02 * float(rng.random()) + (float(rng.random()) < share))
+
+
 def scripted_session(cost_ms: Callable[[Gates], float] | None = None, reply: Any = answer) -> FakeSession:
     """The session of the scripted model."""
     return FakeSession(SPACE, INPUTS, OUTPUTS, cost_ms=cost_ms or jittered_cost(), answer=reply)

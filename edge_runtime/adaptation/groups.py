@@ -1,0 +1,108 @@
+"""Which subnets are really measured, and in which order: small groups, each aimed by what was measured before.
+
+The first group is what the search on the table holds best. A table is wrong by some percent and a machine has noisy
+minutes, so every further group is aimed anew: at what the table, corrected by the measurements so far, puts inside the
+limit, and that is better than the subnet that would be chosen now. It steps down along the frontier when nothing fitted
+and up when there is room left.
+"""
+
+from __future__ import annotations
+
+from edge_runtime.adaptation.finals import Finals
+from edge_runtime.adaptation.plan import AdaptPlan
+from edge_runtime.adaptation.shortlist import Shortlist
+from edge_runtime.additive import AdditiveCost, fastest
+from edge_runtime.errors import BudgetError
+from edge_runtime.gates import Gates
+from edge_runtime.objectives import Score
+from edge_runtime.search import near_budget_seeds
+
+__all__ = ["Groups"]
+
+WELL_INSIDE = 0.9
+"""Share of the limit that one subnet of the first group is predicted to keep, in case the others are too slow."""
+
+STEP = 0.93
+"""By how much each further group is aimed lower while nothing fits, beyond what the correction asks for."""
+
+SIZE = 3
+"""Subnets of every group but the first."""
+
+
+class Groups:
+    """Proposes subnets to measure; measures nothing itself.
+
+    Args:
+        shortlist: What was evaluated on the images.
+        finals: What was measured so far.
+        cost: Predicted p95 of a subnet, milliseconds.
+        prior: Expected damage of a subnet, from the bundle.
+        current: The active subnet.
+        plan: How much is looked at.
+    """
+
+    def __init__(
+        self,
+        shortlist: Shortlist,
+        finals: Finals,
+        *,
+        cost: AdditiveCost,
+        prior: AdditiveCost,
+        current: Gates,
+        plan: AdaptPlan,
+    ) -> None:
+        self._shortlist, self._finals = shortlist, finals
+        self._cost, self._prior, self._current, self._plan = cost, prior, current, plan
+
+    def first(self, limit_ms: float) -> list[Gates]:
+        """The best by quality within `limit_ms`, one that is predicted well inside it, the current and the full subnet.
+
+        Args:
+            limit_ms: Predicted p95 up to which subnets were proposed, milliseconds.
+        """
+        within = self._evaluated(limit_ms)
+        group = dict.fromkeys(within[: self._plan.finalists] or [fastest(self._cost)])
+        inside = [gates for gates in self._evaluated(WELL_INSIDE * limit_ms) if gates not in group]
+        return list(group | dict.fromkeys([*inside[:1], self._current, self._current.space.default]))
+
+    def better(self, limit_ms: float, chosen: Score | None, step: int) -> list[Gates]:
+        """Subnets that should fit by the corrected table, and are better than the chosen one; best first, maybe none.
+
+        Args:
+            limit_ms: The latency limit, milliseconds.
+            chosen: What would be chosen now; None where nothing fitted.
+            step: How many of these groups were measured before.
+        """
+        correction = self._finals.correction(self._cost, self._plan.headroom)
+        aim_ms = limit_ms / correction * (1.0 if chosen else STEP**step)
+        aim_ms = min(aim_ms, 2 * self._cost(self._current.space.default))  # no limit is no reason to plan without end
+        known = [gates for gates in self._evaluated(aim_ms) if not self._finals.has(gates)]
+        if chosen is not None:
+            known = [gates for gates in known if self._shortlist.score(gates).quality > chosen.quality]
+        group = dict.fromkeys([*known[: SIZE - 1], *self._planned(aim_ms, chosen), *known])
+        return list(group)[:SIZE]
+
+    def fastest(self) -> list[Gates]:
+        """The fastest subnet by the table, and what may really be as fast."""
+        quickest = fastest(self._cost)
+        limit_ms = 1.1 * self._cost(quickest)
+        near = near_budget_seeds(quickest.space, self._cost, self._cost, limit_ms, SIZE, self._plan.seed)
+        group = list(dict.fromkeys([quickest, *near]))[:SIZE]
+        return [gates for gates in group if not self._finals.has(gates)]
+
+    def _evaluated(self, limit_ms: float) -> list[Gates]:
+        """What ran on enough images to be compared and is predicted within a limit, by quality, best first."""
+        listed = [*self._shortlist.pool, *self._shortlist.ladder]
+        within = [gates for gates in dict.fromkeys(listed) if self._cost(gates) <= limit_ms]
+        return sorted(within, key=lambda gates: (-self._shortlist.score(gates).quality, self._cost(gates)))
+
+    def _planned(self, aim_ms: float, chosen: Score | None) -> list[Gates]:
+        """The best by the prior within `aim_ms`, where that differs from what was planned with before."""
+        try:
+            fresh = near_budget_seeds(self._current.space, self._cost, self._prior, aim_ms, 2, self._plan.seed)
+        except BudgetError:
+            return []
+        if chosen is not None:
+            least = self._prior(chosen.gates)
+            fresh = [gates for gates in fresh if self._prior(gates) < least and self._shortlist.limit_ms < aim_ms]
+        return [gates for gates in fresh if not self._finals.has(gates)]
