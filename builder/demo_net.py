@@ -49,10 +49,10 @@ class DemoConfig:
     """Channels before the average over the image, a multiple of 16."""
 
 
-ORACLE = DemoConfig(stem=(16, 32), stages=(Stage(32, 3, 4), Stage(64, 4, 4), Stage(112, 3, 3)), head=256)
+ORACLE = DemoConfig(stem=(16, 32), stages=(Stage(32, 2, 3), Stage(64, 4, 4), Stage(112, 4, 4)), head=256)
 """The network that the demo makes elastic."""
 
-SMALL = DemoConfig(stem=(16, 32), stages=(Stage(32, 1, 4), Stage(48, 2, 3), Stage(80, 2, 3)), head=128)
+SMALL = DemoConfig(stem=(16, 32), stages=(Stage(32, 1, 3), Stage(48, 2, 3), Stage(80, 2, 3)), head=128)
 """About 40 % of the oracle's latency; trained alone, it is what an elastic subnet has to beat."""
 
 

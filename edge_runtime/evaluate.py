@@ -22,7 +22,7 @@ from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame, check_labels, normalise
 from edge_runtime.objectives import Score
 
-__all__ = ["Comparison", "Evaluator", "probabilities", "wilson_interval"]
+__all__ = ["Comparison", "Evaluator", "Values", "probabilities", "wilson_interval"]
 
 Values = npt.NDArray[np.float64]
 

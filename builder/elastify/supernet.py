@@ -107,11 +107,19 @@ class Supernet(nn.Module):
         """Outputs of the subnet that `gates` names."""
         return self.features(x, gates)[-1]
 
-    def features(self, x: torch.Tensor, gates: Gates) -> list[torch.Tensor | None]:
-        """The value behind each segment, in order; None inside a merged window. The last one is the output."""
+    def features(self, x: torch.Tensor, gates: Gates, *, first: int = 0) -> list[torch.Tensor | None]:
+        """The value behind each segment from `first` on, in order; None inside a merged window; the output is last.
+
+        Args:
+            x: What enters segment `first`.
+            gates: The subnet; `first` is not inside one of its merged windows.
+            first: Number of the segment to begin with.
+        """
         values: list[torch.Tensor | None] = []
         skip = 0
         for index, module in enumerate(self.fixed):
+            if index < first:
+                continue
             if skip:
                 skip -= 1
                 continue

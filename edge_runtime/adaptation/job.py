@@ -144,6 +144,7 @@ class AdaptJob:
         choice = self._best()
         if choice is None:
             yield from self._measure(groups.fastest())
+            yield from self._measure_more(groups)  # a noisy minute is over: there may be room above the fastest
             choice = self._best()
         if choice is None:
             raise self._infeasible()

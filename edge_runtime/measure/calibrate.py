@@ -30,7 +30,9 @@ __all__ = ["calibrate", "covering_vectors"]
 PROFILE_ROUNDS = 8
 CHECK_SUBNETS = 5
 CHECK_RUNS = 28
-"""Runs of each of the five: 140 together, so that the pooled p95 is founded (130 runs)."""
+"""Runs of each of the five in one part: 140 together, so that its pooled p95 is founded (130 runs)."""
+CHECK_PARTS = 9
+"""Parts at most. A fast subnet has run 140 times in a tenth of a second, which a single burst of load can fill."""
 RIDGE = 1.0
 """Weight of the ridge penalty, in vectors; chosen on a 16-group network under load (see `_fit_by_timing`)."""
 MAX_REPEATS = 3
@@ -78,8 +80,12 @@ def calibrate(
         raw, method = _fit_by_timing(timer, space, seed=seed, seconds=seconds), "timing"
     subnets = _check_subnets(raw, seed)
     wall = clock_ns or time.perf_counter_ns
-    measured = measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds, seed=seed, clock_ns=wall)
-    return _scaled(raw, measured, method)
+    deadline_ns = wall() + int(seconds * 1e9 / 2)
+    parts: list[list[Measurement]] = []
+    while not parts or (len(parts) < CHECK_PARTS and wall() < deadline_ns):
+        part_seed = seed + len(parts)
+        parts.append(measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds, seed=part_seed, clock_ns=wall))
+    return _scaled(raw, parts, method)
 
 
 def covering_vectors(space: GateSpace) -> list[Gates]:
@@ -160,14 +166,24 @@ def _random_gates(space: GateSpace, rng: random.Random) -> Gates:
     return space.gates(values)
 
 
-def _scaled(raw: AdditiveCost, measured: Sequence[Measurement], method: Method) -> LatencyModel:
-    """`raw` times the median ratio of measured to predicted; the p95 from all runs, each over its own median."""
-    scale = statistics.median(m.p50_ms / raw(m.gates) for m in measured)
-    error = statistics.median(abs(scale * raw(m.gates) / m.p50_ms - 1) for m in measured)
-    pooled = sorted(latency / (m.p50_ms * 1e6) for m in measured for latency in m.latencies_ns)
+def _scaled(raw: AdditiveCost, parts: Sequence[Sequence[Measurement]], method: Method) -> LatencyModel:
+    """`raw` times the median ratio of measured to predicted; the p95 from the runs, each over its own median.
+
+    Medians over the parts: what a burst of load did to some of them is no property of the machine.
+    """
+    medians = [statistics.median(m.p50_ms for m in each) for each in zip(*parts, strict=True)]
+    subnets = [measurement.gates for measurement in parts[0]]
+    scale = statistics.median(p50 / raw(gates) for p50, gates in zip(medians, subnets, strict=True))
+    error = statistics.median(abs(scale * raw(gates) / p50 - 1) for p50, gates in zip(medians, subnets, strict=True))
+    tail = statistics.median(_tail(part) for part in parts)
     rows = tuple(tuple(entry * scale for entry in row) for row in raw.entries)
     cost = AdditiveCost(raw.space, raw.base * scale, rows)
-    return LatencyModel(cost, min(MAX_P95_RATIO, max(1.0, percentile(pooled, 95))), method, error)
+    return LatencyModel(cost, min(MAX_P95_RATIO, max(1.0, tail)), method, error)
+
+
+def _tail(measured: Sequence[Measurement]) -> float:
+    """The p95 of all runs, each over the median of its own subnet."""
+    return percentile(sorted(ns / (m.p50_ms * 1e6) for m in measured for ns in m.latencies_ns), 95)
 
 
 @dataclass(frozen=True, slots=True)

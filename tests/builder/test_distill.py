@@ -122,6 +122,18 @@ def samplers(supernet, damage):
     return PathSampler(supernet), PathSampler(supernet, damage)
 
 
+def test_the_prior_is_the_divergence_of_whole_runs():
+    supernet, x = spoiled(), images(70, seed=8)  # more than one batch
+    prior = measure_prior(supernet, x)
+    with torch.no_grad():
+        wanted = supernet(x, supernet.space.default).softmax(1)
+        for index, group in enumerate(supernet.space.groups):
+            for value in range(1, group.size):
+                own = supernet(x, supernet.space.default.replace(index, value)).softmax(1)
+                divergence = (wanted * (wanted / own).log()).sum(1).mean().item()
+                assert prior[index][value] == pytest.approx(divergence, rel=1e-3, abs=1e-6)
+
+
 def test_the_prior_is_zero_for_originals_and_never_below():
     supernet = elastify(made(BottleneckNet), images(32))
     prior = measure_prior(supernet, images(32, seed=8))

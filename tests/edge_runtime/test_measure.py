@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -143,6 +144,24 @@ def test_calibration_by_timing_finds_an_additive_machine(bundle: Bundle, space: 
     assert model.p95_ratio == pytest.approx(1.0, abs=1e-6)
     errors = [abs(model.predict_ms(gates) / cost(gates) - 1) for gates in space.enumerate()]
     assert sum(errors) / len(errors) < 0.05
+
+
+def test_a_burst_of_load_while_calibrating_is_not_taken_for_the_machine(bundle: Bundle) -> None:
+    def ratio(burst: range) -> tuple[float, int]:
+        count = itertools.count()
+
+        def cost_ms(gates: Gates) -> float:
+            number = next(count)
+            return COST(gates) * (5.0 if number in burst and number % 8 == 0 else 1.0)
+
+        session = FakeSession(SPACE, INPUTS, OUTPUTS, cost_ms=cost_ms)
+        model = calibrate(bundle, session, SessionOptions(), seed=0, clock_ns=session.now_ns)
+        return model.p95_ratio, next(count)
+
+    calm, runs = ratio(range(0))
+    disturbed, _ = ratio(range(runs - 250, runs))
+    assert calm == pytest.approx(1.0, abs=1e-6)
+    assert disturbed == pytest.approx(1.0, abs=1e-6)
 
 
 def test_a_table_by_timing_never_predicts_less_than_nothing(bundle: Bundle) -> None:

@@ -16,9 +16,7 @@ The photographs need no torch, the scenes do (their settings stand beside the re
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shlex
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,26 +24,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import numpy.typing as npt
 
 from builder.fod import CONDITIONS, load_crops
-from edge_runtime import Budget, EdgeModel, Gates, sense
+from edge_runtime import Budget, EdgeModel, Gates
 from edge_runtime.adaptation import AdaptStatus
-from edge_runtime.backends import Session, SessionOptions, open_session, open_static, runtime_versions
+from edge_runtime.backends import Session, SessionOptions, open_session, open_static
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import BudgetError, EdgeError, InputError
+from edge_runtime.errors import BudgetError, InputError
 from edge_runtime.evaluate import Comparison
 from edge_runtime.inputs import preprocess_all
-from edge_runtime.measure import Candidate, machine_lock, measure_candidates, random_inputs
+from edge_runtime.measure import Candidate, measure_candidates, random_inputs
 
 FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 SEARCH_IMAGES = 256
 RUNS = 200
-SEARCH_SECONDS = 8.0
-TRIES = 2
-FIRST_SLACK = 1.3
-CLOSE = 0.94
+TRIES = 3
+FIRST_SLACK = 1.0
+CLOSE = 0.95
 BATCH = 32
 
 Images = npt.NDArray[np.uint8]
@@ -60,21 +58,6 @@ class Case:
     search: Images
     test: Images
     labels: Labels
-
-
-def main() -> int:
-    """Measure all curves; exit code 0, or the error's own with its message on stderr."""
-    arguments = _arguments()
-    try:
-        with machine_lock("tools/bench/curve.py"):
-            result = _bench(arguments)
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(result))
-    return 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -94,12 +77,9 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     options = SessionOptions(threads=arguments.threads)
     oracle = open_static(Path(arguments.oracle).read_bytes(), options)
     return {
-        "schema": "nnf-edge/bench-curve/1",
-        "command": shlex.join(["python", *sys.argv]),
         "bundle": Bundle.read(arguments.bundle).digest,
         "threads": arguments.threads,
         "seed": arguments.seed,
-        "device": sense.device_context(runtime_versions()),
         "curves": [_curve(case, oracle, options, arguments) for case in _cases(arguments)],
     }
 
@@ -176,14 +156,10 @@ def _point(
         _, oracle_p95_ms, _ = _timed(session, oracle, model.space.default, seed)
         model.swap("full", "the next point of the curve")
         try:
-            status = model.adapt(
-                case.search,
-                budget=Budget(latency_ms=slack * fraction * oracle_p95_ms),
-                wait=True,
-                seconds=SEARCH_SECONDS,
-            )
+            budget = Budget(latency_ms=slack * fraction * oracle_p95_ms)
+            status = model.adapt(case.search, budget=budget, wait=True)
         except BudgetError as error:
-            reason, slack = str(error), 1.3 * slack
+            reason, slack = str(error), 1.1 * slack
             continue
         ratio, _, oracle_ms = _timed(session, oracle, status.active, seed)
         if ratio <= fraction:
@@ -213,6 +189,12 @@ def _found(status: AdaptStatus, ratio: float, oracle_ms: float) -> dict[str, Any
         "oracle_median_ms": oracle_ms,
         "adapt_seconds": status.seconds,
         "reason": status.reason,
+        "limit_p95_ms": status.limit_ms,
+        "measured": [
+            {"gates": str(c.score.gates), "p95_ms": c.score.latency_ms, "quality": c.score.quality, "fate": c.fate}
+            for c in status.candidates
+            if c.score.measured
+        ],
     }
 
 
@@ -234,4 +216,4 @@ def _right(session: Session, tensors: npt.NDArray[np.float32], gates: Gates, lab
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(common.run("curve", _bench, _arguments()))

@@ -1,0 +1,43 @@
+"""What every bench of the runtime shares: the lock, the one JSON object at the end, and where a result comes from."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edge_runtime import sense
+from edge_runtime.backends import runtime_versions
+from edge_runtime.errors import EdgeError
+from edge_runtime.measure import machine_lock
+
+Bench = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def run(name: str, bench: Bench, arguments: argparse.Namespace) -> int:
+    """Run a bench alone on this machine; exit code 0, or the error's own with its message on stderr.
+
+    The result is the last line of stdout, and goes to the file `arguments.json` where one is named.
+    """
+    try:
+        with machine_lock(f"tools/bench/{name}.py"):
+            result = _origin(name) | bench(arguments)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+    return 0
+
+
+def _origin(name: str) -> dict[str, Any]:
+    return {
+        "schema": f"nnf-edge/bench-{name}/1",
+        "command": shlex.join(["python", *sys.argv]),
+        "device": sense.device_context(runtime_versions()),
+    }
