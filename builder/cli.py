@@ -2,7 +2,8 @@
 
 Every recipe goes on where it was stopped, keeps its steps in a work folder, and holds the machine's one lock, so that
 it never runs beside a benchmark. Exit codes are those of ``nnf-edge``: 0 ok; 1 failed; 2 usage; 5 torch is missing; 6
-the machine is in use; 74 input or output; 130, 143 interrupted or terminated. Parsing imports neither numpy nor torch.
+the machine is in use; 74 input or output; 130, 141, 143 interrupted, reader gone, terminated. Parsing imports neither
+numpy nor torch.
 """
 
 from __future__ import annotations
@@ -10,17 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
-import sys
-import threading
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from builder import require_torch
-from edge_runtime.errors import BundleError, EdgeError, StateError, UsageError
+from edge_runtime import __version__
+from edge_runtime.command import CommandParser, run_command
 
 if TYPE_CHECKING:
     from builder.recipes.common import Request
@@ -28,8 +25,6 @@ if TYPE_CHECKING:
     from edge_runtime.bundle import Bundle
 
 __all__ = ["main"]
-
-_INTERRUPTED, _TERMINATED = 130, 143
 
 _EPILOG = """\
 start here
@@ -40,26 +35,9 @@ Stop it whenever you like: the same command goes on where it was.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors in our form."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"see {self.prog} --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one recipe; `argv` without the program's name. Returns the exit code and raises nothing."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _end_on_sigterm()
-        return _run(words)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return _INTERRUPTED
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
-    except Exception as error:
-        return _explain(error, debug="--debug" in words)
+    return run_command("nnf-build", _run, argv, interrupted="interrupted; the same command goes on from here")
 
 
 def _run(words: list[str]) -> int:
@@ -69,8 +47,9 @@ def _run(words: list[str]) -> int:
         parser.print_help()
         return 0
     require_torch()
-    # Idle worker threads that spin would slow down whatever else the machine does.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Worker threads that sleep at once cost small networks a third of their speed, and those that spin on and on slow
+    # down whatever else the machine does: spin for some ten microseconds.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
     from builder.recipes.common import Request
@@ -109,14 +88,15 @@ def _recipe(arguments: argparse.Namespace, request: Request, log: RunLog) -> Bun
     return runway.build(request, log, dry_bright_only=arguments.dry_bright_only)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="nnf-build",
         description="Train a network, make it elastic, and pack it as a bundle for nnf-edge.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"nnf-build {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
     demo = verbs.add_parser("demo", help="the model that nnf-edge ships, from rendered scenes", allow_abbrev=False)
     runway = verbs.add_parser(
@@ -146,30 +126,3 @@ def _threads(text: str) -> int:
     if not 1 <= (count := _count(text)) <= 1024:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of threads from 1 to 1024")
     return count
-
-
-def _end_on_sigterm() -> None:
-    """Let SIGTERM unwind the stack, so that the log is closed and worker processes are reaped."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(_TERMINATED)
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, stop)
-
-
-def _explain(error: Exception, *, debug: bool) -> int:
-    if debug:
-        traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, OSError) and not isinstance(error, EdgeError):
-        error = StateError(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
-    if not isinstance(error, EdgeError):
-        print(f"nnf-build: {type(error).__name__}: {error}", file=sys.stderr)
-        print("  this is a fault of nnf-build; run it again with --debug and report what it prints", file=sys.stderr)
-        return EdgeError.exit_code
-    print(f"nnf-build: {error.message}", file=sys.stderr)
-    for fault in error.faults if isinstance(error, BundleError) else ():
-        print(f"  - {fault}", file=sys.stderr)
-    if error.hint:
-        print(f"  {error.hint}", file=sys.stderr)
-    return error.exit_code

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.cli import _explain
+from edge_runtime.command import run_command
 from edge_runtime.cli.console import Console
 from edge_runtime.cli.demo import _verdict
 from edge_runtime.cli.documents import document, write_document
@@ -78,8 +79,9 @@ def test_a_document_replaces_a_file_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_a_limit_of_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _explain(MemoryError("Unable to allocate 9 TiB"), debug=False) == 6
-    assert _explain(MemoryError(), debug=False) == 6
+    for error in (MemoryError("Unable to allocate 9 TiB"), MemoryError()):
+        with mock.patch("signal.signal"):
+            assert run_command("nnf-edge", mock.Mock(side_effect=error), []) == 6
     assert "nnf-edge: out of memory: Unable to allocate 9 TiB\n" in capsys.readouterr().err
 
 
