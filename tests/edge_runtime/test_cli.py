@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.command import run_command
 from edge_runtime.cli.console import Console
 from edge_runtime.cli.demo import _verdict
 from edge_runtime.cli.documents import document, write_document
 from edge_runtime.cli.pressure import MAX_WORKERS, Pressure, confined
 from edge_runtime.cli.tables import Column, render_table, shorten
+from edge_runtime.command import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 PARENT = """
