@@ -17,7 +17,7 @@ from edge_runtime.errors import UsageError
 __all__ = ["build", "default_plan", "select_crops"]
 
 BATCH = 32
-LOCAL_EPOCHS, PATH_EPOCHS = 5, 16
+LOCAL_EPOCHS, PATH_EPOCHS = 5, 30
 LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 100, 300
 """For few images: what the alternatives need is steps, not passes over the data."""
 
