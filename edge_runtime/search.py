@@ -18,7 +18,7 @@ from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace, GateValue
 from edge_runtime.objectives import Score
 
-__all__ = ["EvolutionSearch", "near_budget_seeds"]
+__all__ = ["EvolutionSearch", "covering_vectors", "near_budget_seeds", "random_gates"]
 
 SMALL_SPACE = 4096
 """Up to so many subnets a space is enumerated, so that a long enough search has seen all of it."""
@@ -186,6 +186,42 @@ def near_budget_seeds(
             break
         found.setdefault(gates)
     return list(found)[:count]
+
+
+def covering_vectors(space: GateSpace) -> list[Gates]:
+    """Few vectors in which every value of every choice appears; other groups stay at their default.
+
+    Vector j prefers alternative (i + j) mod n in group i (a Latin square), so that an alternative meets changing
+    neighbours; a merged alternative and the units that it replaces take turns.
+    """
+    missing = {(i, a) for i, group in enumerate(space.groups) if group.kind == "choice" for a in range(group.size)}
+    vectors: list[Gates] = []
+    while missing or not vectors:
+        values: list[GateValue] = []
+        while len(values) < len(space.groups):
+            index, group = len(values), space.groups[len(values)]
+            if group.kind != "choice":
+                values.append(group.default)
+                continue
+            turn = [(index + len(vectors) + step) % group.size for step in range(group.size)]
+            value = next((v for v in turn if (index, v) in missing), turn[0])
+            missing.discard((index, value))
+            values += [value, *((0,) * (group.spans[value] - 1))]
+        vectors.append(space.gates(values))
+    return vectors
+
+
+def random_gates(space: GateSpace, rng: random.Random) -> Gates:
+    """Every choice uniform; of other groups at least one bit on."""
+    values: list[GateValue] = []
+    for group in space.groups:
+        if group.kind == "choice":
+            values.append(rng.randrange(group.size))
+        else:
+            bits = [rng.randrange(2) for _ in range(group.size)]
+            bits[rng.randrange(group.size)] = 1
+            values.append(tuple(bits))
+    return space.gates(values)
 
 
 def _plan(space: GateSpace, predict_ms: AdditiveCost, prior: AdditiveCost | None, limit_ms: float) -> Plan:

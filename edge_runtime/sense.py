@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import platform
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "cpu_threads",
     "device_context",
     "governor",
+    "memory_available_bytes",
     "memory_total_bytes",
     "process_memory",
     "strain",
@@ -90,6 +92,20 @@ def memory_total_bytes(root: Path = ROOT) -> Known[int]:
     total = _meminfo(root, "MemTotal")
     limits = [value for folder in _cgroups(root) if (value := _int_file(folder / "memory.max")) is not None]
     return min([total, *limits]) if isinstance(total, int) else total
+
+
+def memory_available_bytes(root: Path = ROOT) -> Known[int]:
+    """Memory that a new process may take now, bytes: by the machine, by the cgroups, by the limit of address space."""
+    free = _meminfo(root, "MemAvailable")
+    limits = []
+    for folder in _cgroups(root):
+        most, used = _int_file(folder / "memory.max"), _int_file(folder / "memory.current")
+        if most is not None:
+            limits.append(max(0, most - (used or 0)))
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    return min([free, *limits]) if isinstance(free, int) else free
 
 
 def temperature_c(root: Path = ROOT) -> Known[float]:

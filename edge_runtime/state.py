@@ -14,9 +14,10 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ FORMAT = "nnf-state"
 VERSION = 1
 MAX_BYTES = 16 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+BUILD_LOCK, BUILDING = "building.lock", "building-"
 LOCK_FILE = "nnf-edge-benchmark.lock"
 ROOT_STATE = Path("/var/lib/nnf-edge")
 
@@ -106,6 +108,36 @@ class StateDir:
                 f"{str(self.path / target)!r} cannot be written: {_reason(error)}", hint="free some space"
             ) from error
 
+    def folder(self, name: str, make: Callable[[Path], None]) -> Path | None:
+        """The folder `name`, made by `make` where it is missing; None where state is disabled.
+
+        `make` gets an empty folder beside, which takes its name only when `make` is done: there is a whole folder or
+        none. Of several processes one makes it and the others wait; what a killed one left is removed.
+
+        Raises:
+            StateError: The disk refused.
+        """
+        if self.path is None:
+            return None
+        target = self.path / _checked(name)
+        if target.is_dir():
+            return target
+        try:
+            with _waiting_lock(self.path / BUILD_LOCK):
+                if not target.is_dir():
+                    _build(target, make)
+        except OSError as error:
+            raise StateError(f"{str(target)!r} cannot be made: {_reason(error)}", hint="free some space") from error
+        return target
+
+    def discard(self, name: str) -> None:
+        """Remove a folder that turned out to be unusable; processes that have its files open keep them."""
+        if self.path is not None:
+            with contextlib.suppress(OSError):
+                beside = self.path / f"{BUILDING}{secrets.token_hex(4)}"
+                os.rename(self.path / _checked(name), beside)
+                shutil.rmtree(beside, ignore_errors=True)
+
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path | None]:
         """A temporary directory inside the state directory, removed at the end; None where none can be made."""
@@ -160,6 +192,29 @@ def _lock(descriptor: int, what: str) -> None:
     with contextlib.suppress(OSError):  # Another user's file cannot be written; the lock holds all the same.
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{what[:100]} (process {os.getpid()})\n".encode(), 0)
+
+
+@contextlib.contextmanager
+def _waiting_lock(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _build(target: Path, make: Callable[[Path], None]) -> None:
+    for left in target.parent.glob(f"{BUILDING}*"):  # whoever made it is gone: it held the lock that is ours now
+        shutil.rmtree(left, ignore_errors=True)
+    beside = target.parent / f"{BUILDING}{secrets.token_hex(4)}"
+    beside.mkdir(mode=0o700)
+    try:
+        make(beside)
+        os.rename(beside, target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 def _open_lock(path: Path) -> int:

@@ -71,9 +71,16 @@ def _wall_clock() -> str:
 class ActiveGates:
     """Holder of the active subnet. `lease` may be called from any thread; writers are serialised among themselves."""
 
-    def __init__(self, gates: Gates, *, wall_clock: Callable[[], str] = _wall_clock) -> None:
+    def __init__(
+        self,
+        gates: Gates,
+        *,
+        wall_clock: Callable[[], str] = _wall_clock,
+        follow: Callable[[Gates], object] = lambda gates: None,
+    ) -> None:
+        """Begin with `gates`; `follow` is told every subnet that becomes active, after it did, and must be quick."""
         self._lease = Lease(gates, 0)
-        self._wall_clock = wall_clock
+        self._wall_clock, self._follow = wall_clock, follow
         self._history: deque[Swap] = deque(maxlen=HISTORY)
         self._writing = threading.Lock()
 
@@ -115,4 +122,5 @@ class ActiveGates:
             self._lease = Lease(gates, before.generation + 1)
             record = Swap(str(before.gates), str(gates), reason, before.generation + 1, self._wall_clock())
             self._history.append(record)
-            return record
+        self._follow(gates)
+        return record

@@ -19,6 +19,8 @@ __all__ = [
     "Session",
     "SessionOptions",
     "check_graph",
+    "compile_bundle",
+    "open_compiled",
     "open_session",
     "open_static",
     "profile_kernels",
@@ -36,6 +38,35 @@ def open_session(bundle: Bundle, options: SessionOptions | None = None) -> Sessi
     from edge_runtime.backends.onnx.session import open_portable
 
     return open_portable(bundle, options or SessionOptions())
+
+
+def compile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, *, key: str, seconds: float = 300.0) -> None:
+    """Prepare the bundle's graph for this machine in a child process; the files are in the empty `folder` afterwards.
+
+    Args:
+        bundle: Read from a path that is still there.
+        options: What sessions will be opened with.
+        folder: Existing and empty.
+        key: Names everything that the result depends on; `open_compiled` wants the same.
+        seconds: The child is ended after so long.
+
+    Raises:
+        BackendError: It could not be done; says why. The portable form serves as before.
+    """
+    from edge_runtime.backends.onnx.compile import compile_bundle as compile_
+
+    compile_(bundle, options, folder, key=key, seconds=seconds)
+
+
+def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key: str) -> Session:
+    """Open what `compile_bundle` made. The graph and its weights are not looked at: they were, when it was made.
+
+    Raises:
+        BackendError: The folder is incomplete, damaged, or of another key; make it again.
+    """
+    from edge_runtime.backends.onnx.compile import open_compiled as open_
+
+    return open_(bundle, options, folder, key=key)
 
 
 def open_static(model_bytes: bytes, options: SessionOptions | None = None, *, weights: bytes = b"") -> StaticSession:
@@ -56,15 +87,17 @@ def profile_kernels(
     *,
     rounds: int,
     scratch: Path,
+    session: Session | None = None,
 ) -> KernelProfile:
     """Run `vectors` in one profiled session and attribute every leaf kernel to its decision point.
 
-    `scratch` is an existing directory that takes the profile while it is written; nothing is left in it.
+    `scratch` is an existing directory that takes the profile while it is written; nothing is left in it. A compiled
+    `session` is profiled in its own form; for others the portable graph is.
     Raises as `open_session`.
     """
     from edge_runtime.backends.onnx.profile import profile_kernels as profile
 
-    return profile(bundle, options, inputs, vectors, rounds=rounds, scratch=scratch)
+    return profile(bundle, options, inputs, vectors, rounds=rounds, scratch=scratch, session=session)
 
 
 def check_graph(bundle: Bundle) -> None:

@@ -51,7 +51,7 @@ class SessionOptions:
 
 
 class Session(Protocol):
-    """A loaded graph. Implementations do not inherit from this class: the seam is these six names, not shared code."""
+    """A loaded graph. Implementations do not inherit from this class: the seam is these names, not shared code."""
 
     @property
     def name(self) -> str:
@@ -69,6 +69,10 @@ class Session(Protocol):
     def threads(self) -> int:
         """Threads inside one operator."""
 
+    @property
+    def maps_weights(self) -> bool:
+        """Whether the session has its own files, so that the bundle's contents may be dropped."""
+
     def run(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
         """Run one subnet on one batch; safe to call from several threads at once.
 
@@ -83,6 +87,18 @@ class Session(Protocol):
             InputError: A tensor is missing, unknown, or of the wrong dtype or shape.
             GateError: The gates belong to another space.
             BackendError: The library failed, or the session is closed.
+        """
+
+    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
+        """Say which subnets will be run often, so that they are made as quick as can be; outputs do not change.
+
+        Args:
+            subnets: The subnets; what was preferred before is not any more.
+            wait: Whether they are to be ready on return; else that happens in the background, while others run.
+
+        Raises:
+            GateError: The gates belong to another space.
+            BackendError: With `wait`, the library failed.
         """
 
     def close(self) -> None:

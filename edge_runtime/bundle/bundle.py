@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_runtime.bundle.files import FILE_NAMES, MANIFEST, MODEL, WEIGHTS, Files, open_files
 from edge_runtime.bundle.manifest import Manifest
@@ -57,6 +57,10 @@ class Bundle:
             more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
             raise BundleError(f"{source!r} is not a valid bundle", faults=(*faults[:MAX_FAULTS], *more))
         return cls(sealed.manifest, sealed.digest, contents[MODEL], contents[WEIGHTS], source)
+
+    def without_contents(self) -> Bundle:
+        """The same bundle without graph and weights, for who needs them no more: they may be most of a process."""
+        return replace(self, model_bytes=b"", weights=b"")
 
 
 def write_bundle(path: PathLike, manifest: Manifest, model_bytes: bytes, weights: bytes) -> Bundle:

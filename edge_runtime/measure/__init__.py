@@ -1,7 +1,7 @@
 """Timing on this machine, and the model that predicts it. `machine_lock` keeps two benchmarks from running at once."""
 
 from edge_runtime.backends.base import random_inputs
-from edge_runtime.measure.calibrate import calibrate, covering_vectors
+from edge_runtime.measure.calibrate import calibrate
 from edge_runtime.measure.latency import LatencyModel
 from edge_runtime.measure.timing import Candidate, Clock, measure, measure_candidates
 from edge_runtime.state import machine_lock
@@ -11,7 +11,6 @@ __all__ = [
     "Clock",
     "LatencyModel",
     "calibrate",
-    "covering_vectors",
     "machine_lock",
     "measure",
     "measure_candidates",

@@ -20,12 +20,13 @@ from edge_runtime.backends import profile_kernels
 from edge_runtime.backends.base import Array, KernelProfile, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, StateError
-from edge_runtime.gates import Gates, GateSpace, GateValue
+from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.measure.latency import LatencyModel, Method
 from edge_runtime.measure.timing import Clock, measure
 from edge_runtime.objectives import Measurement, percentile
+from edge_runtime.search import covering_vectors, random_gates
 
-__all__ = ["calibrate", "covering_vectors"]
+__all__ = ["calibrate"]
 
 PROFILE_ROUNDS = 8
 CHECK_SUBNETS = 5
@@ -73,12 +74,13 @@ def calibrate(
     raw: AdditiveCost | None = None
     method: Method = "kernels"
     if scratch and all(group.kind == "choice" for group in space.groups):
-        raw = _profiled(bundle, options, inputs, scratch)
+        raw = _profiled(bundle, options, inputs, scratch, session)
     if raw is None:
         # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
         timer = _Timer(session, inputs, clock_ns or time.thread_time_ns)
         raw, method = _fit_by_timing(timer, space, seed=seed, seconds=seconds), "timing"
     subnets = _check_subnets(raw, seed)
+    session.prefer(subnets, wait=True)  # the scale is that of the form that will serve
     wall = clock_ns or time.perf_counter_ns
     deadline_ns = wall() + int(seconds * 1e9 / 2)
     parts: list[list[Measurement]] = []
@@ -88,37 +90,16 @@ def calibrate(
     return _scaled(raw, parts, method)
 
 
-def covering_vectors(space: GateSpace) -> list[Gates]:
-    """Few vectors in which every value of every choice appears; other groups stay at their default.
-
-    Vector j prefers alternative (i + j) mod n in group i (a Latin square), so that an alternative meets changing
-    neighbours; a merged alternative and the units that it replaces take turns.
-    """
-    missing = {(i, a) for i, group in enumerate(space.groups) if group.kind == "choice" for a in range(group.size)}
-    vectors: list[Gates] = []
-    while missing or not vectors:
-        values: list[GateValue] = []
-        while len(values) < len(space.groups):
-            index, group = len(values), space.groups[len(values)]
-            if group.kind != "choice":
-                values.append(group.default)
-                continue
-            turn = [(index + len(vectors) + step) % group.size for step in range(group.size)]
-            value = next((v for v in turn if (index, v) in missing), turn[0])
-            missing.discard((index, value))
-            values += [value, *((0,) * (group.spans[value] - 1))]
-        vectors.append(space.gates(values))
-    return vectors
-
-
 def _profiled(
-    bundle: Bundle, options: SessionOptions, inputs: Mapping[str, Array], scratch: Path
+    bundle: Bundle, options: SessionOptions, inputs: Mapping[str, Array], scratch: Path, session: Session
 ) -> AdditiveCost | None:
     """The table from leaf kernels; None where this onnxruntime or this disk gives no profile."""
     space = bundle.manifest.space
     vectors = covering_vectors(space)
     try:
-        profile = profile_kernels(bundle, options, inputs, vectors, rounds=PROFILE_ROUNDS, scratch=scratch)
+        profile = profile_kernels(
+            bundle, options, inputs, vectors, rounds=PROFILE_ROUNDS, scratch=scratch, session=session
+        )
     except (BackendError, StateError):
         return None
     columns = zip(space.groups, zip(*profile.group_us, strict=True), strict=True)
@@ -145,25 +126,13 @@ def _check_subnets(cost: AdditiveCost, seed: int) -> list[Gates]:
     """The full subnet, the fastest, and the most evenly spread between them out of some random ones."""
     rng = random.Random(seed)
     slow, fast = cost.space.default, fastest(cost)
-    pool = sorted({_random_gates(cost.space, rng) for _ in range(64)}, key=lambda gates: gates.vector())
+    pool = sorted({random_gates(cost.space, rng) for _ in range(64)}, key=lambda gates: gates.vector())
     wanted = CHECK_SUBNETS - 2
     between = [
         min(pool, key=lambda gates: abs(cost(gates) - target))
         for target in (cost(fast) + (cost(slow) - cost(fast)) * (k + 1) / (wanted + 1) for k in range(wanted))
     ]
     return list(dict.fromkeys([slow, fast, *between]))
-
-
-def _random_gates(space: GateSpace, rng: random.Random) -> Gates:
-    values: list[GateValue] = []
-    for group in space.groups:
-        if group.kind == "choice":
-            values.append(rng.randrange(group.size))
-        else:
-            bits = [rng.randrange(2) for _ in range(group.size)]
-            bits[rng.randrange(group.size)] = 1
-            values.append(tuple(bits))
-    return space.gates(values)
 
 
 def _scaled(raw: AdditiveCost, parts: Sequence[Sequence[Measurement]], method: Method) -> LatencyModel:
@@ -260,7 +229,7 @@ def _timing_vectors(space: GateSpace, features: Sequence[tuple[int, int]], seed:
             alone.append(space.default.replace(index, value))
         elif group.size > 1:
             alone.append(space.default.replace(index, tuple(int(bit != value) for bit in range(group.size))))
-    return alone + [_random_gates(space, rng) for _ in range(len(alone) + 1)]
+    return alone + [random_gates(space, rng) for _ in range(len(alone) + 1)]
 
 
 def _paired(timer: _Timer, reference: Gates, vectors: Sequence[Gates], seconds: float) -> tuple[float, list[float]]:

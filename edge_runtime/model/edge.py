@@ -14,13 +14,14 @@ from edge_runtime import sense
 from edge_runtime.adaptation import AdaptStatus
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
-from edge_runtime.backends import open_session, runtime_versions
+from edge_runtime.backends import runtime_versions
 from edge_runtime.backends.base import Array, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, UsageError
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, check_labels, fit, normalise
 from edge_runtime.measure import Clock, LatencyModel
+from edge_runtime.model.compile import open_quickest
 from edge_runtime.model.guard import Answer, OutputGuard
 from edge_runtime.model.loop import Loop
 from edge_runtime.model.meter import FrameMeter
@@ -56,9 +57,13 @@ class EdgeModel:
         policy: AdaptationPolicy | None = None,
         versions: Mapping[str, str] | None = None,
         table: LatencyModel | None = None,
+        form: str = "",
         clock_ns: Clock = time.perf_counter_ns,
     ) -> None:
-        """Wire an open session; applications use `load`. `table` spares the calibration where it is known already."""
+        """Wire an open session; applications use `load`.
+
+        `table` spares the calibration where it is known already, `form` says why the session has the form it has.
+        """
         self.bundle = bundle
         """What was loaded."""
         self.profile = profile
@@ -74,7 +79,8 @@ class EdgeModel:
         self._meter = FrameMeter()
         self._guard = OutputGuard(session, self.space.default, clock_ns)
         self._control = Control(policy or AdaptationPolicy())
-        self._active = ActiveGates(self.space.default)
+        self._active = ActiveGates(self.space.default, follow=lambda gates: session.prefer([gates]))
+        self._form = form
         parts = (session.name, options.key(), sense.cpu_features_key(), str(sorted((versions or {}).items())))
         name = memory_name(bundle.digest, *parts)
         memory = Memory.read(state, name, self.space) or (None if table is None else Memory(table))
@@ -145,7 +151,10 @@ class EdgeModel:
         count = min(chosen.threads, sense.cpu_threads()) if threads is None else threads
         named = providers if isinstance(providers, str) else tuple(providers or SessionOptions().providers)
         options = SessionOptions(count, named)  # type: ignore[arg-type]  # it refuses a word
-        session = open_session(bundle, options)
+        versions = runtime_versions()
+        session, form = open_quickest(bundle, options, state, versions)
+        if session.maps_weights:
+            bundle = bundle.without_contents()
         try:
             return cls(
                 bundle,
@@ -156,7 +165,8 @@ class EdgeModel:
                 budget=budget,
                 buffer_frames=buffer_frames,
                 seed=seed,
-                versions=runtime_versions(),
+                versions=versions,
+                form=form,
             )
         except BaseException:
             session.close()
@@ -166,6 +176,7 @@ class EdgeModel:
         """Warm up, and start with the remembered subnet where there is one."""
         warm = random_inputs(self._session.inputs, seed=self._seed)
         self._guard.run(warm, self.space.default)
+        self._session.prefer([self.space.default])
         if memory is None or memory.frontier is None:
             return
         scores = () if memory.active is None else (memory.active,)
@@ -358,6 +369,7 @@ class EdgeModel:
             rss_bytes=None if isinstance(memory.rss_bytes, sense.Unknown) else memory.rss_bytes,
             peak_bytes=None if isinstance(memory.peak_bytes, sense.Unknown) else memory.peak_bytes,
             backend=self._session.name,
+            form=self._form,
             threads=self._options.threads,
             profile=self.profile.name,
             bundle=self.bundle.digest,

@@ -91,7 +91,10 @@ class Stats:
     """Its largest value so far."""
 
     backend: str
-    """Name of the session. Example: ``onnxruntime-portable``."""
+    """Name of the session. Example: ``onnxruntime-crossing``."""
+
+    form: str
+    """Why it has this form: prepared on this machine, or why not."""
 
     threads: int
     """Threads inside an operator."""

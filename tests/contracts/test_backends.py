@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from edge_runtime.backends import Session, SessionOptions, open_session
+from edge_runtime.backends import Session, SessionOptions, compile_bundle, open_session
 from edge_runtime.backends.base import Array, random_inputs
 from edge_runtime.backends.fake import FakeSession
+from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.errors import BackendError, GateError, InputError
 from edge_runtime.gates import GateGroup, GateSpace
 from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
@@ -18,11 +19,18 @@ from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
 Open = Callable[[], Session]
 
 
-@pytest.fixture(params=["onnxruntime", "fake"])
+@pytest.fixture(params=["portable", "compiled", "specialised", "fake"])
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     bundle = tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.nnf")
-    if request.param == "onnxruntime":
-        opened: Session = open_session(bundle, SessionOptions(threads=1))
+    options = SessionOptions(threads=1)
+    if request.param == "portable":
+        opened: Session = open_session(bundle, options)
+    elif request.param in ("compiled", "specialised"):
+        folder = tmp_path_factory.mktemp("compiled")
+        compile_bundle(bundle, options, folder, key="k")
+        form, single = "crossing", request.param == "specialised"
+        opened = CompiledSession(folder, bundle.manifest, options, form=form, specialises=single)
+        opened.prefer(list(SPACE.enumerate()), wait=True)
     else:
         opened = FakeSession(SPACE, bundle.manifest.inputs, bundle.manifest.outputs)
     yield opened

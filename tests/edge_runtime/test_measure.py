@@ -18,7 +18,8 @@ from edge_runtime.backends.fake import FakeSession
 from edge_runtime.bundle import Bundle, TensorSpec
 from edge_runtime.errors import BackendError, UsageError
 from edge_runtime.gates import GateGroup, Gates, GateSpace
-from edge_runtime.measure import Candidate, LatencyModel, calibrate, covering_vectors, measure, measure_candidates
+from edge_runtime.measure import Candidate, LatencyModel, calibrate, measure, measure_candidates
+from edge_runtime.search import covering_vectors
 from tests.support.tiny import SPACE, tiny_bundle
 
 INPUTS = (TensorSpec("image", "float32", (None, 3, 4, 4)),)

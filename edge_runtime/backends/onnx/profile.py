@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.backends.base import Array, KernelProfile, SessionOptions, check_gates
+from edge_runtime.backends.base import Array, KernelProfile, Session, SessionOptions, check_gates
 from edge_runtime.backends.onnx.check import check_graph
-from edge_runtime.backends.onnx.session import PortableSession, create_native, foreign_errors
+from edge_runtime.backends.onnx.compiled import CompiledSession
+from edge_runtime.backends.onnx.prepare import SKELETON
+from edge_runtime.backends.onnx.session import PortableSession, create_native, create_prepared, foreign_errors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, StateError
 from edge_runtime.gates import Gates
@@ -47,6 +49,7 @@ def profile_kernels(
     *,
     rounds: int,
     scratch: Path,
+    session: Session | None = None,
 ) -> KernelProfile:
     """Run every vector `rounds` times in one profiled session; see `edge_runtime.backends.profile_kernels`.
 
@@ -55,10 +58,17 @@ def profile_kernels(
     """
     for gates in vectors:
         check_gates(bundle.manifest.space, gates)
-    check_graph(bundle)
+    folder = session.folder if isinstance(session, CompiledSession) else None
+    if folder is None:
+        check_graph(bundle)
     try:
-        with tempfile.TemporaryDirectory(prefix="profile-", dir=scratch) as folder:
-            events = _run_profiled(bundle, options, inputs, vectors, rounds, Path(folder))
+        with tempfile.TemporaryDirectory(prefix="profile-", dir=scratch) as made:
+            prefix = Path(made) / "kernels"
+            if folder is None:
+                native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=prefix)
+            else:
+                native = create_prepared(folder / SKELETON, options, profile_prefix=prefix)
+            events = _run_profiled(native, PortableSession(native, bundle, options), inputs, vectors, rounds)
     except OSError as error:
         raise StateError(f"the kernel profile could not be kept in {scratch}: {error}") from error
     groups = len(bundle.manifest.space.groups)
@@ -82,15 +92,8 @@ def _medians(vectors: Sequence[Gates], runs: Sequence[Sequence[int]]) -> KernelP
 
 
 def _run_profiled(
-    bundle: Bundle,
-    options: SessionOptions,
-    inputs: Mapping[str, Array],
-    vectors: Sequence[Gates],
-    rounds: int,
-    folder: Path,
+    native: Any, session: Session, inputs: Mapping[str, Array], vectors: Sequence[Gates], rounds: int
 ) -> list[dict[str, Any]]:
-    native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=folder / "kernels")
-    session = PortableSession(native, bundle, options)
     try:
         # The first round touches the weights of every branch; it is dropped.
         for _ in range(rounds + 1):

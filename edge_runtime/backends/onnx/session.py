@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ class PortableSession:
     """Implements `Session` over the gated graph. Thread-safe: onnxruntime runs one session from many threads."""
 
     name = "onnxruntime-portable"
+    maps_weights = False
 
     def __init__(self, native: Any, bundle: Bundle, options: SessionOptions) -> None:
         manifest = bundle.manifest
@@ -48,6 +49,11 @@ class PortableSession:
         with foreign_errors(f"subnet {gates} could not be run"):
             values = native.run(self._output_names, feeds)
         return dict(zip(self._output_names, values, strict=True))
+
+    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
+        """Nothing runs quicker here than the gated graph; see `Session.prefer`."""
+        for gates in subnets:
+            check_gates(self._space, gates)
 
     def close(self) -> None:
         """Drop the native session; see `Session.close`."""
@@ -99,6 +105,43 @@ def create_native(
         settings.profile_file_prefix = str(profile_prefix)
     if dump_to is not None:
         settings.optimized_model_filepath = str(dump_to)
+    return _create(runtime, model_bytes, weights, settings, options)
+
+
+def create_dump(bundle: Bundle, options: SessionOptions, skeleton: Path, tensors: str, *, blocked: bool) -> Any:
+    """Optimise the portable graph and write it to `skeleton`, its large tensors to the file `tensors` beside it.
+
+    With `blocked` at full optimisation, which on x86 means blocked layouts; without, one level below. The session is
+    given back: it runs the portable graph as `open_portable` does.
+    """
+    runtime = import_onnxruntime()
+    settings = _native_options(runtime, options)
+    if not blocked:
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = str(skeleton)
+    settings.add_session_config_entry("session.optimized_model_external_initializers_file_name", tensors)
+    settings.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    return _create(runtime, bundle.model_bytes, bundle.weights, settings, options)
+
+
+def create_prepared(
+    model: Path | bytes, options: SessionOptions, *, folder: Path | None = None, profile_prefix: Path | None = None
+) -> Any:
+    """A session of a graph that was optimised before; its tensors are mapped from beside it, or from `folder`."""
+    runtime = import_onnxruntime()
+    settings = _native_options(runtime, options)
+    settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if profile_prefix is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile_prefix)
+    if folder is not None:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    with foreign_errors("the prepared graph cannot be opened"):
+        source = str(model) if isinstance(model, Path) else model
+        return runtime.InferenceSession(source, settings, providers=list(options.providers))
+
+
+def _create(runtime: Any, model_bytes: bytes, weights: bytes, settings: Any, options: SessionOptions) -> Any:
     with foreign_errors("onnxruntime refuses the graph", into=BundleError):
         if weights and hasattr(settings, "add_external_initializers_from_files_in_memory"):
             settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])

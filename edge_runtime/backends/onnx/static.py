@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edge_runtime.backends.base import Array, SessionOptions, check_inputs
@@ -20,6 +20,7 @@ class StaticSession:
     """Implements `Session` for a graph that has nothing to switch: gates are accepted and mean nothing."""
 
     name = "onnxruntime-static"
+    maps_weights = False
 
     def __init__(self, native: Any, options: SessionOptions) -> None:
         self._native = native
@@ -37,6 +38,9 @@ class StaticSession:
         with foreign_errors("the static graph could not be run"):
             values = native.run(self._output_names, dict(inputs))
         return dict(zip(self._output_names, values, strict=True))
+
+    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
+        """There is nothing to prefer; see `Session.prefer`."""
 
     def close(self) -> None:
         """Drop the native session; see `Session.close`."""

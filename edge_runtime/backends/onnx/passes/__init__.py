@@ -1,0 +1,7 @@
+"""Rewrites of a graph that onnxruntime optimised and dumped on this machine; see `prepare.py` for their order."""
+
+from edge_runtime.backends.onnx.passes.crossing import CrossingReport, keep_blocked, value_shapes
+from edge_runtime.backends.onnx.passes.inline import inline_gates
+from edge_runtime.backends.onnx.passes.names import make_names_unique
+
+__all__ = ["CrossingReport", "inline_gates", "keep_blocked", "make_names_unique", "value_shapes"]

@@ -1,0 +1,325 @@
+"""Activations stay in onnxruntime's blocked layout (NCHWc) where they cross the boundary of an `If`.
+
+onnxruntime converts at every boundary, because a branch declares what it gives as NCHW: a ReorderOutput at the end of
+one branch and a ReorderInput at the start of the next; and a residual Add or an activation after an `If` can no longer
+be part of a convolution. Here each value is known in one or both layouts, and converted only where an operator needs
+the other one; so the result is right for any graph, and quick where blocked operators meet. An Add or activation of
+blocked values is folded into the convolution that makes one of them, as onnxruntime itself does inside one graph.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from edge_runtime.backends.onnx.passes.names import branches_of
+from edge_runtime.errors import BackendError
+
+__all__ = ["NCHWC_DOMAIN", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
+
+Shape: TypeAlias = tuple[int | str, ...]
+"""Sizes of a tensor; a name where a size is free."""
+
+NCHWC_DOMAIN = "com.microsoft.nchwc"
+
+_CHANNELS = 4
+"""ReorderInput takes a multiple of this many channels."""
+
+_SUM_INPUT = 3
+"""Position of the value that a blocked Conv adds to its result before its activation."""
+
+_PLACELESS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Identity"})
+"""Operators that work on each element alone, by their first input."""
+
+
+@dataclass(slots=True)
+class CrossingReport:
+    """What the pass did."""
+
+    dropped: int = 0
+    """Conversions of the dump that are not needed any more."""
+
+    added: int = 0
+    """Conversions that were put where an operator needs the other layout."""
+
+    folded: int = 0
+    """Adds and activations that became part of a convolution."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """One activation and the name of each layout in which it was computed, at least one."""
+
+    plain: str | None = None
+    blocked: str | None = None
+    channels: int | None = None
+    """Logical channels; None where only blocked operators ever read it."""
+
+
+class _Scope:
+    """One graph while it is rewritten; sees what is known in the graphs around it."""
+
+    def __init__(self, parent: _Scope | None) -> None:
+        self.nodes: list[Any] = []
+        self._parent = parent
+        self._values: dict[str, _Value] = {}
+        self._converted: dict[tuple[str, bool], str] = {}
+
+    def define(self, name: str, value: _Value) -> None:
+        """What a name of the dump stands for from now on."""
+        self._values[name] = value
+
+    def find(self, name: str) -> _Value:
+        """What a name stands for; inputs and weights are as they are."""
+        if name in self._values:
+            return self._values[name]
+        return self._parent.find(name) if self._parent else _Value(plain=name)
+
+    def remember(self, source: str, blocked: bool, made: str) -> None:
+        """A conversion that was put into this graph."""
+        self._converted[source, blocked] = made
+
+    def converted(self, source: str, blocked: bool) -> str | None:
+        """An earlier conversion of the same value, here or further out."""
+        made = self._converted.get((source, blocked))
+        return made if made or self._parent is None else self._parent.converted(source, blocked)
+
+    def producer(self, name: str | None) -> Any:
+        """The node of this very graph that computes a name; None where it comes from elsewhere."""
+        return next((node for node in reversed(self.nodes) if name in node.output), None)
+
+
+def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
+    """Rewrite a dumped ModelProto with unique value names in place; without blocked operators nothing changes.
+
+    Args:
+        model: As `make_names_unique` left it.
+        shapes: What is known of the portable graph's values, by name: the dump itself does not say.
+
+    Raises:
+        BackendError: A layout that would have to be changed and cannot be.
+    """
+    report = CrossingReport()
+    if any(node.domain == NCHWC_DOMAIN for node in _all_nodes(model.graph)):
+        uses = Counter(name for node in _all_nodes(model.graph) for name in node.input)
+        uses.update(value.name for graph in _all_graphs(model.graph) for value in graph.output)
+        _Rewriter(report, dict(shapes), uses).main(model.graph)
+    for graph in _all_graphs(model.graph):
+        del graph.value_info[:]
+    return report
+
+
+def value_shapes(model: Any) -> dict[str, Shape]:
+    """Shapes of all values of a portable ModelProto, branches included, as onnx infers them."""
+    from onnx import shape_inference
+
+    inferred = shape_inference.infer_shapes(model)
+    graphs = list(_all_graphs(inferred.graph))
+    return {value.name: _dims(value) for graph in graphs for value in [*graph.value_info, *graph.input, *graph.output]}
+
+
+class _Rewriter:
+    def __init__(self, report: CrossingReport, shapes: dict[str, Shape], uses: Counter[str]) -> None:
+        from onnx import NodeProto
+
+        self._node_type = NodeProto
+        self._report, self._shapes, self._uses = report, shapes, uses
+        self._blocked: set[str] = set()
+        """Names that are blocked in the dump itself."""
+        self._made = 0
+
+    def main(self, graph: Any) -> None:
+        """Rewrite the outermost graph; its outputs keep their names and are plain."""
+        scope = self._rewritten(graph, None)
+        for output in graph.output:
+            value = scope.find(output.name)
+            if value.blocked == output.name:  # the name is wanted for the plain value
+                value = replace(value, blocked=f"{output.name}~blocked")
+                _rename(scope.nodes, output.name, str(value.blocked))
+            self._deliver(scope, value, output.name, blocked=False)
+        graph.ClearField("node")
+        graph.node.extend(scope.nodes)
+
+    def _rewritten(self, graph: Any, parent: _Scope | None) -> _Scope:
+        scope = _Scope(parent)
+        for node in graph.node:
+            self._node(node, scope)
+        return scope
+
+    def _node(self, node: Any, scope: _Scope) -> None:
+        converts = node.domain == NCHWC_DOMAIN and not _integer(node, "channels_last")
+        if converts and node.op_type == "ReorderInput":
+            self._reorder_input(node, scope)
+        elif converts and node.op_type == "ReorderOutput":
+            self._report.dropped += 1
+            value = scope.find(node.input[0])
+            self._alias(node, replace(value, plain=None, channels=_integer(node, "channels")), scope)
+        elif node.op_type == "Identity":
+            self._alias(node, scope.find(node.input[0]), scope)
+        elif node.op_type == "If":
+            self._decision(node, scope)
+        elif node.domain == NCHWC_DOMAIN:
+            self._blocked_operator(node, scope)
+        elif not (self._added(node, scope) or self._placeless(node, scope)):
+            self._emit(node, [self._as(scope, name, blocked=False) for name in node.input], scope)
+
+    def _reorder_input(self, node: Any, scope: _Scope) -> None:
+        value = scope.find(node.input[0])
+        self._blocked.add(node.output[0])
+        if value.blocked:
+            self._report.dropped += 1
+            self._alias(node, value, scope)
+        else:
+            self._emit(node, [str(value.plain)], scope, blocked=True, channels=value.channels)
+
+    def _alias(self, node: Any, value: _Value, scope: _Scope) -> None:
+        """Drop a node; whoever reads its output reads what it read."""
+        self._uses[node.output[0]] += self._uses[node.input[0]] - 1
+        scope.define(node.output[0], value)
+
+    def _decision(self, node: Any, scope: _Scope) -> None:
+        """Both branches, then the layout of what they give: blocked where one of them computes it so."""
+        branches = list(branches_of(node))
+        inner = [self._rewritten(branch, scope) for branch in branches]
+        values = [each.find(branch.output[0].name) for each, branch in zip(inner, branches, strict=True)]
+        shape = _dims(branches[0].output[0])
+        channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) and not shape[1] % _CHANNELS else None
+        blocked = channels is not None and any(value.blocked for value in values)
+        for branch, each, value in zip(branches, inner, values, strict=True):
+            known = replace(value, channels=channels) if blocked else value
+            branch.output[0].name = self._deliver(each, known, None, blocked=blocked)
+            branch.output[0].type.tensor_type.ClearField("shape")
+            branch.ClearField("node")
+            branch.node.extend(each.nodes)
+        self._shapes[node.output[0]] = shape
+        self._emit(node, list(node.input), scope, blocked=blocked, channels=channels)
+
+    def _blocked_operator(self, node: Any, scope: _Scope) -> None:
+        inputs = [self._as(scope, name, blocked=name in self._blocked) for name in node.input]
+        converts = node.op_type == "ReorderOutput"
+        self._emit(node, inputs, scope, blocked=not converts)
+        if not converts:
+            self._blocked.update(node.output)
+
+    def _added(self, node: Any, scope: _Scope) -> bool:
+        """An Add of two blocked values of one shape: folded into the convolution that makes one, if it can be."""
+        if node.op_type != "Add":
+            return False
+        values = [scope.find(name) for name in node.input]
+        shapes = [self._shapes.get(name) for name in node.input]
+        if not all(value.blocked for value in values) or shapes[0] is None or shapes[0] != shapes[1]:
+            return False
+        names = [str(value.blocked) for value in values]
+        channels = values[0].channels or values[1].channels
+        for own, other in ((0, 1), (1, 0)):
+            producer = self._foldable(node.input[own], values[own], scope)
+            if producer is not None and len(producer.input) <= _SUM_INPUT:
+                producer.input.extend([""] * (_SUM_INPUT - len(producer.input)))
+                producer.input.append(names[other])
+                self._take_over(producer, node.output[0], scope, channels)
+                return True
+        self._emit(node, names, scope, blocked=True, channels=channels)
+        return True
+
+    def _placeless(self, node: Any, scope: _Scope) -> bool:
+        """An operator on single elements reads whichever layout there is."""
+        value = scope.find(node.input[0]) if node.input else _Value()
+        if node.op_type not in _PLACELESS or not value.blocked:
+            return False
+        producer = self._foldable(node.input[0], value, scope)
+        if producer is not None and node.op_type == "Relu":
+            producer.attribute.add(name="activation", type=3, s=b"Relu")
+            self._take_over(producer, node.output[0], scope, value.channels)
+        else:
+            inputs = [value.blocked, *node.input[1:]]
+            self._emit(node, inputs, scope, blocked=True, channels=value.channels)
+        return True
+
+    def _foldable(self, name: str, value: _Value, scope: _Scope) -> Any:
+        """The blocked convolution of this graph that makes a value for one reader and has no activation yet."""
+        producer = scope.producer(value.blocked)
+        if producer is None or (producer.domain, producer.op_type) != (NCHWC_DOMAIN, "Conv"):
+            return None
+        plain = not any(attribute.name == "activation" for attribute in producer.attribute)
+        return producer if plain and self._uses[name] == 1 else None
+
+    def _take_over(self, producer: Any, name: str, scope: _Scope, channels: int | None) -> None:
+        """Let a convolution compute what its only reader did, where that reader stood."""
+        self._report.folded += 1
+        scope.nodes.remove(producer)
+        producer.output[0] = name
+        scope.nodes.append(producer)
+        scope.define(name, _Value(blocked=name, channels=channels))
+
+    def _emit(
+        self, node: Any, inputs: list[str], scope: _Scope, *, blocked: bool = False, channels: int | None = None
+    ) -> None:
+        """Keep a node, with other inputs; its outputs are of one layout."""
+        node.input[:] = inputs
+        scope.nodes.append(node)
+        for name in node.output:
+            value = _Value(blocked=name, channels=channels) if blocked else _Value(plain=name, channels=channels)
+            scope.define(name, value)
+
+    def _as(self, scope: _Scope, name: str, *, blocked: bool) -> str:
+        """The name of a value in one layout; converts it where it does not exist in that layout yet."""
+        return self._convert(scope, scope.find(name), blocked=blocked) if name else ""
+
+    def _convert(self, scope: _Scope, value: _Value, *, blocked: bool) -> str:
+        there, source = (value.blocked, value.plain) if blocked else (value.plain, value.blocked)
+        if there:
+            return there
+        if source is None or value.channels is None:
+            raise BackendError(f"the layout of {value} cannot be changed", hint="the plain form is used instead")
+        if (made := scope.converted(source, blocked)) is not None:
+            return made
+        self._made += 1
+        self._report.added += 1
+        made = f"{source}~{'blocked' if blocked else 'plain'}{self._made}"
+        operator = "ReorderInput" if blocked else "ReorderOutput"
+        node = self._node_type(op_type=operator, domain=NCHWC_DOMAIN, input=[source], output=[made], name=made)
+        if not blocked:
+            node.attribute.add(name="channels", type=2, i=value.channels)
+        scope.nodes.append(node)
+        scope.remember(source, blocked, made)
+        return made
+
+    def _deliver(self, scope: _Scope, value: _Value, name: str | None, *, blocked: bool) -> str:
+        """A name of this very graph for a value in one layout, to be an output; it is `name` where one is given."""
+        found = self._convert(scope, value, blocked=blocked)
+        if found == name or (name is None and scope.producer(found) is not None):
+            return found
+        self._made += 1
+        target = name or f"{found}~out{self._made}"
+        scope.nodes.append(self._node_type(op_type="Identity", input=[found], output=[target], name=f"{target}~copy"))
+        return target
+
+
+def _all_graphs(graph: Any) -> Iterator[Any]:
+    yield graph
+    for node in graph.node:
+        for branch in branches_of(node):
+            yield from _all_graphs(branch)
+
+
+def _all_nodes(graph: Any) -> Iterator[Any]:
+    for each in _all_graphs(graph):
+        yield from each.node
+
+
+def _rename(nodes: Iterable[Any], old: str, new: str) -> None:
+    for node in nodes:
+        for names in (node.input, node.output):
+            names[:] = [new if name == old else name for name in names]
+        for branch in branches_of(node):
+            _rename(branch.node, old, new)
+
+
+def _dims(value: Any) -> Shape:
+    return tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)
+
+
+def _integer(node: Any, name: str) -> int:
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), 0)

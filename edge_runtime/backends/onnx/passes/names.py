@@ -1,0 +1,69 @@
+"""Every value name once in the whole model.
+
+At full optimisation onnxruntime repeats the names of the values that it adds (``reorder_token_0``) in different
+branches, and then refuses its own dump. A repeated name gets a suffix, in the graph where it is and in those below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = ["branches_of", "make_names_unique"]
+
+
+def make_names_unique(model: Any) -> None:
+    """Rename repeated values and nodes of a ModelProto in place; inputs, outputs and the first of each name stay."""
+    _Names(model.graph).rename(model.graph, {})
+
+
+def branches_of(node: Any) -> Iterator[Any]:
+    """The GraphProtos inside a node."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+
+
+class _Names:
+    def __init__(self, graph: Any) -> None:
+        self._seen: set[str] = set(_all_names(graph))
+        self._values: set[str] = {value.name for value in graph.input}
+        self._nodes: set[str] = set()
+
+    def rename(self, graph: Any, inherited: dict[str, str]) -> None:
+        """One graph and, where a node is reached, those below it: they see what was renamed until there."""
+        renamed = dict(inherited)
+        for tensor in graph.initializer:
+            tensor.name = self._claim(tensor.name, renamed)
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                node.input[index] = renamed.get(name, name)
+            for branch in branches_of(node):
+                self.rename(branch, renamed)
+            for index, name in enumerate(node.output):
+                if name:
+                    node.output[index] = self._claim(name, renamed)
+            node.name = self._fresh(node.name, self._nodes)
+        for value in [*graph.output, *graph.value_info]:
+            value.name = renamed.get(value.name, value.name)
+
+    def _claim(self, name: str, renamed: dict[str, str]) -> str:
+        fresh = self._fresh(name, self._values)
+        renamed[name] = fresh
+        return fresh
+
+    def _fresh(self, wanted: str, taken: set[str]) -> str:
+        name, count = wanted, 1
+        while name in taken or (count > 1 and name in self._seen):
+            name, count = f"{wanted}~{count}", count + 1
+        taken.add(name)
+        return name
+
+
+def _all_names(graph: Any) -> Iterator[str]:
+    for node in graph.node:
+        yield node.name
+        yield from node.output
+        for branch in branches_of(node):
+            yield from _all_names(branch)
+    yield from (tensor.name for tensor in graph.initializer)

@@ -1,0 +1,212 @@
+"""The gated graph, optimised once on this machine: what the child process makes and proves before it may be used.
+
+onnxruntime optimises the portable graph and dumps it; the dump's names are mended, activations stay blocked across `If`
+boundaries, and every alternative is compared with the portable graph on real runs. Where a form fails, the next simpler
+one is tried. Loaded without optimisation the result leaves the weights of inactive branches on the disk.
+
+Runs in a process of its own (`compile_bundle` starts it), because optimising takes several times the weights in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import random
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.backends.base import Array, SessionOptions, random_inputs
+from edge_runtime.backends.onnx.check import check_graph
+from edge_runtime.backends.onnx.passes import inline_gates, keep_blocked, make_names_unique, value_shapes
+from edge_runtime.backends.onnx.session import create_dump, create_prepared, foreign_errors
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BackendError, EdgeError
+from edge_runtime.gates import Gates
+from edge_runtime.search import covering_vectors, random_gates
+
+__all__ = ["FORMS", "RECORD", "SKELETON", "TENSORS", "file_sha256", "main", "prepare"]
+
+SKELETON, TENSORS, RECORD = "skeleton.onnx", "tensors.bin", "record.json"
+
+FORMS = ("crossing", "dump", "extended")
+"""Quickest first: blocked across branches; as dumped at full optimisation; without blocked layouts."""
+
+TOLERANCE = 1e-4
+"""Largest difference of outputs from the portable graph, relative to their largest magnitude."""
+
+RANDOM_VECTORS = 6
+"""Gate vectors that are compared beside those that cover every alternative."""
+
+GAIN_SECONDS = 0.15
+"""Time for each subnet on which a specialised session is compared with the gated one."""
+
+GAIN_RUNS = 40
+
+_PR_SET_PDEATHSIG = 1
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """What all forms are made from and compared with."""
+
+    bundle: Bundle
+    options: SessionOptions
+    folder: Path
+    seed: int
+
+    def vectors(self) -> list[Gates]:
+        """Every alternative at least once, and some random subnets."""
+        space, rng = self.bundle.manifest.space, random.Random(self.seed)
+        return [space.default, *covering_vectors(space), *(random_gates(space, rng) for _ in range(RANDOM_VECTORS))]
+
+
+def prepare(request: dict[str, Any]) -> dict[str, Any]:
+    """Make the quickest form that is right; returns what is known of it.
+
+    Args:
+        request: ``source`` and ``digest`` of the bundle, ``folder`` for files, ``threads``, ``providers``, ``seed``.
+
+    Raises:
+        EdgeError: No form could be made; the message says why each failed.
+    """
+    bundle = Bundle.read(request["source"])
+    if bundle.digest != request["digest"]:
+        raise BackendError("the bundle was changed while it was being prepared", hint="load the model again")
+    check_graph(bundle)
+    options = SessionOptions(request["threads"], tuple(request["providers"]))
+    attempt = _Attempt(bundle, options, Path(request["folder"]), request["seed"])
+    refused: dict[str, str] = {}
+    for form in FORMS:
+        try:
+            error = _make(form, attempt)
+        except (EdgeError, AssertionError) as reason:
+            refused[form] = str(reason)
+            continue
+        gain = _specialised_gain(attempt)
+        return {"form": form, "error": error, "gain": gain, "refused": refused, "files": _files(attempt.folder)}
+    raise BackendError("no prepared form of the graph is right: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
+
+
+def _make(form: str, attempt: _Attempt) -> float:
+    """Write one form; its largest relative difference from the portable graph."""
+    reference = _dump(form, attempt)
+    prepared = create_prepared(attempt.folder / SKELETON, attempt.options)
+    worst = max(_differences(reference, prepared, attempt))
+    if not worst <= TOLERANCE:
+        raise BackendError(f"its outputs differ from the portable graph's by {worst:.1e}")
+    return worst
+
+
+def _dump(form: str, attempt: _Attempt) -> Any:
+    """Optimise, dump, rewrite; gives the session that was optimised, which is the portable graph as it always ran."""
+    import onnx
+
+    skeleton, bundle = attempt.folder / SKELETON, attempt.bundle
+    reference = create_dump(bundle, attempt.options, skeleton, TENSORS, blocked=form != "extended")
+    with foreign_errors("the optimised graph cannot be read back"):
+        model = onnx.load(str(skeleton), load_external_data=False)
+        make_names_unique(model)
+        if form == "crossing":
+            keep_blocked(model, value_shapes(onnx.load_from_string(bundle.model_bytes)))
+        skeleton.write_bytes(model.SerializeToString())
+    return reference
+
+
+def _differences(reference: Any, prepared: Any, attempt: _Attempt) -> Iterator[float]:
+    """Relative differences of all outputs, over subnets and over one image and two."""
+    manifest = attempt.bundle.manifest
+    for number, gates in enumerate(attempt.vectors()):
+        inputs = random_inputs(manifest.inputs, seed=attempt.seed + number, batch=1 + number % 2)
+        feeds = {**inputs, manifest.gate_input: np.array(gates.vector(), np.int64)}
+        with foreign_errors(f"the prepared graph cannot run subnet {gates}"):
+            wanted, found = reference.run(None, feeds), prepared.run(None, feeds)
+        yield from (_difference(one, other) for one, other in zip(wanted, found, strict=True))
+
+
+def _specialised_gain(attempt: _Attempt) -> float:
+    """Latency of the gated session over that of one subnet alone, the median over three; 0 where none can be made."""
+    import onnx
+
+    model = onnx.load(str(attempt.folder / SKELETON), load_external_data=False)
+    manifest, rng = attempt.bundle.manifest, random.Random(attempt.seed)
+    gated = create_prepared(attempt.folder / SKELETON, attempt.options)
+    inputs = random_inputs(manifest.inputs, seed=attempt.seed)
+    ratios: list[float] = []
+    for gates in (manifest.space.default, *(random_gates(manifest.space, rng) for _ in range(2))):
+        try:
+            inlined = inline_gates(model, manifest.gate_input, gates.vector())
+            special = create_prepared(inlined.SerializeToString(), attempt.options, folder=attempt.folder)
+        except BackendError:
+            return 0.0
+        feeds = {**inputs, manifest.gate_input: np.array(gates.vector(), np.int64)}
+        if not _close(gated.run(None, feeds), special.run(None, inputs)):
+            return 0.0
+        ratios.append(_ratio(partial(gated.run, None, feeds), partial(special.run, None, inputs)))
+    return statistics.median(ratios)
+
+
+def _ratio(first: Callable[[], object], second: Callable[[], object]) -> float:
+    """Median time of `first` over that of `second`, in turns."""
+    times: tuple[list[int], list[int]] = ([], [])
+    stop_ns = time.perf_counter_ns() + int(GAIN_SECONDS * 1e9)
+    while len(times[0]) < GAIN_RUNS and (len(times[0]) < 3 or time.perf_counter_ns() < stop_ns):
+        for run, taken in zip((first, second), times, strict=True):
+            run()  # warms the caches after the other one
+            began_ns = time.perf_counter_ns()
+            run()
+            taken.append(time.perf_counter_ns() - began_ns)
+    return statistics.median(times[0]) / statistics.median(times[1])
+
+
+def _close(wanted: list[Array], found: list[Array]) -> bool:
+    return all(_difference(one, other) <= TOLERANCE for one, other in zip(wanted, found, strict=True))
+
+
+def _difference(wanted: Array, found: Array) -> float:
+    """Largest difference of two outputs, relative to the largest magnitude; inf where one is not finite."""
+    if not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(wanted - found).max()) / (float(np.abs(wanted).max()) or 1.0)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    made = {name: folder / name for name in (SKELETON, TENSORS) if (folder / name).exists()}
+    return {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in made.items()}
+
+
+def file_sha256(path: Path) -> str:
+    """The digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def main(request: dict[str, Any], answer: Callable[[str], object]) -> None:
+    """The child process: prepare, write the record last, answer one line of JSON."""
+    with contextlib.suppress(OSError, AttributeError):  # not on this kernel: then it ends by itself a little later
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # where memory runs out, the kernel shall take this process and not its parent
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    try:
+        record = prepare(request)
+        (Path(request["folder"]) / RECORD).write_text(json.dumps(record | {"key": request["key"]}), encoding="utf-8")
+        answer(json.dumps({"form": record["form"]}))
+    except EdgeError as error:
+        answer(json.dumps({"error": error.message}))
+    except MemoryError:
+        answer(json.dumps({"error": "too little memory to optimise the graph"}))
+    except OSError as error:
+        answer(json.dumps({"error": f"{error.strerror or error}"}))

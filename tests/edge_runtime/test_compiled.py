@@ -1,0 +1,368 @@
+"""Preparing a bundle on the machine: what is made, when it is trusted, and what happens when it cannot be made."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_runtime import Budget, EdgeModel
+from edge_runtime.backends import SessionOptions, compile_bundle, open_compiled, runtime_versions
+from edge_runtime.backends.base import Array
+from edge_runtime.backends.onnx.compiled import KEPT, CompiledSession
+from edge_runtime.backends.onnx.prepare import RECORD, SKELETON, TENSORS
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BackendError, GateError
+from edge_runtime.model.compile import open_quickest
+from edge_runtime.state import BUILDING, StateDir
+from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
+
+OPTIONS = SessionOptions()
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.nnf")
+
+
+@pytest.fixture(scope="module")
+def prepared(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    compile_bundle(bundle, OPTIONS, folder, key="k")
+    return folder
+
+
+@pytest.fixture
+def session(bundle: Bundle, prepared: Path) -> Iterator[CompiledSession]:
+    opened = CompiledSession(prepared, bundle.manifest, OPTIONS, form="crossing", specialises=True)
+    yield opened
+    opened.close()
+
+
+def image(batch: int = 1, seed: int = 0) -> dict[str, Array]:
+    return {"image": np.random.default_rng(seed).standard_normal((batch, 3, 16, 16)).astype(np.float32)}
+
+
+def load(bundle: Bundle, state: Path) -> EdgeModel:
+    return EdgeModel.load(bundle.source, state_dir=state, budget=Budget(), threads=1)
+
+
+def answers(model: EdgeModel) -> None:
+    for gates in SPACE.enumerate():
+        np.testing.assert_allclose(
+            model.infer(image()["image"], gates)["logits"],
+            tiny_reference(gates, image()["image"]),
+            rtol=1e-3,
+            atol=1e-4,
+        )
+
+
+# What is made.
+
+
+def test_the_record_says_what_was_made_and_proved(prepared: Path) -> None:
+    record = json.loads((prepared / RECORD).read_text())
+    assert record["form"] in ("crossing", "dump", "extended")
+    assert record["error"] <= 1e-4
+    assert record["refused"] == {}
+    assert record["gain"] > 0, "a specialised session was made and compared"
+    assert set(record["files"]) == {SKELETON, TENSORS}
+
+
+def test_a_form_that_cannot_be_made_is_replaced_by_the_next(bundle: Bundle, tmp_path: Path) -> None:
+    from unittest import mock
+
+    from edge_runtime.backends.onnx import prepare
+
+    request = {"source": bundle.source, "digest": bundle.digest, "folder": str(tmp_path), "threads": 1, "seed": 0}
+    request |= {"providers": list(OPTIONS.providers), "key": "k"}
+    with mock.patch.object(prepare, "keep_blocked", side_effect=BackendError("no such layout")):
+        record = prepare.prepare(request)
+    assert record["form"] == "dump"
+    assert "no such layout" in record["refused"]["crossing"]
+
+
+def test_a_form_that_answers_wrongly_is_never_used(bundle: Bundle, tmp_path: Path) -> None:
+    from unittest import mock
+
+    from edge_runtime.backends.onnx import prepare
+
+    def spoil(model: Any, shapes: Any) -> None:
+        bias = next(tensor for tensor in model.graph.initializer if tensor.name == "head.bias")
+        bias.raw_data = (np.frombuffer(bias.raw_data, np.float32) + 0.5).astype(np.float32).tobytes()
+
+    request = {"source": bundle.source, "digest": bundle.digest, "folder": str(tmp_path), "threads": 1, "seed": 0}
+    request |= {"providers": list(OPTIONS.providers), "key": "k"}
+    with mock.patch.object(prepare, "keep_blocked", side_effect=spoil):
+        record = prepare.prepare(request)
+    assert record["form"] == "dump"
+    assert "differ" in record["refused"]["crossing"]
+
+
+# When it is trusted.
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda f: (f / TENSORS).write_bytes((f / TENSORS).read_bytes()[:-1]),
+        lambda f: (f / TENSORS).write_bytes(b"\0" * (f / TENSORS).stat().st_size),
+        lambda f: (f / SKELETON).write_bytes(b""),
+        lambda f: (f / SKELETON).unlink(),
+        lambda f: (f / RECORD).unlink(),
+        lambda f: (f / RECORD).write_text("{"),
+        lambda f: (f / RECORD).write_text("[]"),
+        lambda f: (f / RECORD).write_text((f / RECORD).read_text().replace('"key": "k"', '"key": "other"')),
+        lambda f: (f / RECORD).write_text((f / RECORD).read_text().replace('"gain": ', '"gain": "x", "was": ')),
+    ],
+)
+def test_a_damaged_or_foreign_folder_is_refused(bundle: Bundle, prepared: Path, tmp_path: Path, damage: Any) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared, copy)
+    open_compiled(bundle, OPTIONS, copy, key="k").close()
+    damage(copy)
+    with pytest.raises(BackendError):
+        open_compiled(bundle, OPTIONS, copy, key="k")
+
+
+def test_the_second_load_takes_what_the_first_one_made(bundle: Bundle, tmp_path: Path) -> None:
+    with load(bundle, tmp_path) as model:
+        assert "prepared on this machine" in model.stats().form
+        answers(model)
+    made = sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.glob("compiled-*/*"))
+    assert len(made) == 3
+    with load(bundle, tmp_path) as model:
+        answers(model)
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in tmp_path.glob("compiled-*/*")) == made
+
+
+@pytest.mark.parametrize("name", [SKELETON, TENSORS, RECORD])
+def test_a_damaged_cache_is_made_again(bundle: Bundle, tmp_path: Path, name: str) -> None:
+    load(bundle, tmp_path).close()
+    (entry,) = tmp_path.glob("compiled-*")
+    (entry / name).write_bytes(b"nonsense")
+    with load(bundle, tmp_path) as model:
+        assert "prepared on this machine" in model.stats().form
+        answers(model)
+
+
+def test_another_runtime_or_other_threads_have_their_own(bundle: Bundle, tmp_path: Path) -> None:
+    state, versions = StateDir.open(tmp_path), runtime_versions()
+    for options, known in (
+        (OPTIONS, versions),
+        (OPTIONS, versions | {"onnxruntime": "0.1"}),
+        (SessionOptions(threads=2), versions),
+    ):
+        session, _ = open_quickest(bundle, options, state, known)
+        session.close()
+    assert len(list(tmp_path.glob("compiled-*"))) == 3
+
+
+# When it cannot be made.
+
+
+def test_without_a_state_directory_the_portable_form_serves(bundle: Bundle) -> None:
+    session, reason = open_quickest(bundle, OPTIONS, StateDir(None, "none"), {})
+    assert session.name == "onnxruntime-portable"
+    assert "no state directory" in reason
+    session.close()
+
+
+def test_a_bundle_that_is_gone_or_changed_meanwhile_is_not_prepared(bundle: Bundle, tmp_path: Path) -> None:
+    other = tiny_bundle(tmp_path / "other.nnf", seed=5)
+    stale = Bundle(bundle.manifest, bundle.digest, bundle.model_bytes, bundle.weights, other.source)
+    session, reason = open_quickest(stale, OPTIONS, StateDir.open(tmp_path / "state"), {})
+    assert session.name == "onnxruntime-portable"
+    assert "changed" in reason
+    session.close()
+    assert list((tmp_path / "state").glob("compiled-*")) == []
+
+
+def test_a_full_disk_costs_the_speed_and_not_the_answer(bundle: Bundle, tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
+        "from edge_runtime import EdgeModel, Budget;"
+        f"model = EdgeModel.load({bundle.source!r}, state_dir={str(tmp_path)!r}, budget=Budget(), threads=1);"
+        "print(model.stats().backend, '|', model.stats().form)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("onnxruntime-portable | portable: ")
+    assert list(tmp_path.glob("compiled-*")) == []
+
+
+def test_too_little_memory_costs_the_speed_and_not_the_process(bundle: Bundle, tmp_path: Path) -> None:
+    from unittest import mock
+
+    with (
+        mock.patch("edge_runtime.sense.memory_available_bytes", return_value=50 << 20),
+        load(bundle, tmp_path) as model,
+    ):
+        assert model.stats().backend == "onnxruntime-portable"
+        assert "MiB are free" in model.stats().form
+        answers(model)
+
+
+def test_a_child_that_runs_out_of_memory_is_no_disaster(bundle: Bundle, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (200 << 20, hard))
+    try:
+        with pytest.raises(BackendError, match="prepare"):
+            compile_bundle(bundle, OPTIONS, tmp_path, key="k")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_two_processes_prepare_it_once(bundle: Bundle, tmp_path: Path) -> None:
+    state = StateDir.open(tmp_path)
+    made: list[int] = []
+
+    def make(folder: Path) -> None:
+        made.append(1)
+        time.sleep(0.2)
+        (folder / "file").write_text("whole")
+
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(lambda _: state.folder("thing", make), range(4)))
+    assert len(made) == 1
+    assert all(folder is not None and (folder / "file").read_text() == "whole" for folder in folders)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    state = StateDir.open(tmp_path)
+    (tmp_path / f"{BUILDING}dead").mkdir()
+    state.folder("thing", lambda folder: None)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["thing"]
+
+
+def test_a_kill_at_any_moment_of_preparing_leaves_a_next_load_that_works(bundle: Bundle, tmp_path: Path) -> None:
+    script = (
+        "from edge_runtime import EdgeModel, Budget;"
+        f"EdgeModel.load({bundle.source!r}, state_dir={str(tmp_path)!r}, budget=Budget(), threads=1)"
+    )
+    rng = random.Random(0)
+    for _ in range(6):
+        for entry in tmp_path.glob("compiled-*"):
+            shutil.rmtree(entry)
+        child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.2, 1.5))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    with load(bundle, tmp_path) as model:
+        assert "prepared on this machine" in model.stats().form
+        answers(model)
+    assert list(tmp_path.glob(f"{BUILDING}*")) == []
+
+
+# The tiers.
+
+
+def test_a_preferred_subnet_runs_alone_and_answers_the_same(session: CompiledSession) -> None:
+    for gates in SPACE.enumerate():
+        before = session.run(image(2), gates)["logits"]
+        session.prefer([gates], wait=True)
+        assert gates in session.specialised
+        np.testing.assert_allclose(session.run(image(2), gates)["logits"], before, rtol=1e-4, atol=1e-5)
+    assert len(session.specialised) <= KEPT
+
+
+def test_all_preferred_ones_are_kept_together(session: CompiledSession) -> None:
+    wanted = list(SPACE.enumerate())[: KEPT + 3]
+    session.prefer(wanted, wait=True)
+    assert set(session.specialised) == set(wanted)
+    session.prefer(wanted[:1], wait=True)
+    assert wanted[0] in session.specialised
+    assert len(session.specialised) == KEPT
+
+
+def test_the_background_makes_what_was_wanted_last(session: CompiledSession) -> None:
+    subnets = list(SPACE.enumerate())
+    for gates in subnets:
+        session.prefer([gates])
+    deadline = time.monotonic() + 30
+    while subnets[-1] not in session.specialised and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert subnets[-1] in session.specialised
+    assert len(session.specialised) <= KEPT
+
+
+def test_preferring_while_others_run_never_changes_an_answer(session: CompiledSession) -> None:
+    subnets = [SPACE.parse(text) for text in ("full", "1-1-1", "2-3-0", "0-2-2")]
+    wanted = {gates: session.run(image(), gates)["logits"] for gates in subnets}
+    stop, wrong = threading.Event(), []
+
+    def infer(number: int) -> int:
+        count = 0
+        while not stop.is_set():
+            gates = subnets[(number + count) % len(subnets)]
+            if not np.allclose(session.run(image(), gates)["logits"], wanted[gates], rtol=1e-4, atol=1e-5):
+                wrong.append(str(gates))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(infer, number) for number in range(3)]
+        for turn in range(60):
+            session.prefer([subnets[turn % len(subnets)]])
+            time.sleep(0.005)
+        stop.set()
+        assert min(run.result() for run in runs) > 0
+    assert wrong == []
+
+
+def test_no_descriptor_and_no_thread_is_left_behind(session: CompiledSession) -> None:
+    def grown() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    subnets = list(SPACE.enumerate())
+    session.prefer(subnets[:1], wait=True)
+    before = grown()
+    for gates in subnets * 2:
+        session.prefer([gates], wait=True)
+    assert grown() == before
+
+
+def test_a_closed_session_refuses_to_run_and_does_not_mind_being_preferred(session: CompiledSession) -> None:
+    session.close()
+    session.close()
+    session.prefer([SPACE.default], wait=True)
+    assert session.specialised == ()
+    with pytest.raises(BackendError, match="closed"):
+        session.run(image(), SPACE.default)
+
+
+def test_gates_of_another_model_cannot_be_preferred(session: CompiledSession) -> None:
+    from tests.support.scripted import SPACE as OTHER
+
+    with pytest.raises(GateError):
+        session.prefer([OTHER.default])
+
+
+def test_a_swap_prefers_the_new_subnet(bundle: Bundle, tmp_path: Path) -> None:
+    with load(bundle, tmp_path) as model:
+        session = model._session
+        assert isinstance(session, CompiledSession)
+        session._specialises = True  # on a network of a few microseconds it may not pay
+        gates = model.space.parse("1-1-1")
+        model.swap(gates)
+        deadline = time.monotonic() + 30
+        while gates not in session.specialised and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert gates in session.specialised
+        answers(model)

@@ -1,0 +1,195 @@
+"""The rewrites of a dumped graph, on dumps that onnxruntime really makes and on graphs that it would not make."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from edge_runtime.backends import SessionOptions
+from edge_runtime.backends.onnx.passes import inline_gates, keep_blocked, make_names_unique, value_shapes
+from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN
+from edge_runtime.backends.onnx.passes.names import branches_of
+from edge_runtime.backends.onnx.session import create_dump, create_prepared
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BackendError
+from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
+
+OPTIONS = SessionOptions()
+
+
+class Dump:
+    """A tiny bundle, optimised and dumped by onnxruntime."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bundle: Bundle = tiny_bundle(folder / "tiny.nnf")
+        create_dump(self.bundle, OPTIONS, folder / "raw.onnx", "tensors.bin", blocked=True)
+
+    def model(self) -> Any:
+        model = onnx.load(str(self.folder / "raw.onnx"), load_external_data=False)
+        make_names_unique(model)
+        return model
+
+    def crossed(self) -> tuple[Any, Any]:
+        model = self.model()
+        return model, keep_blocked(model, value_shapes(onnx.load_from_string(self.bundle.model_bytes)))
+
+    def session(self, model: Any) -> Any:
+        return create_prepared(model.SerializeToString(), OPTIONS, folder=self.folder)
+
+
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Dump:
+    return Dump(tmp_path_factory.mktemp("dump"))
+
+
+def image(batch: int = 1) -> Any:
+    return np.random.default_rng(0).standard_normal((batch, 3, 16, 16)).astype(np.float32)
+
+
+def nodes_of(graph: Any) -> list[Any]:
+    inner = [inside for node in graph.node for branch in branches_of(node) for inside in nodes_of(branch)]
+    return [*graph.node, *inner]
+
+
+def operators(model: Any) -> Counter[str]:
+    return Counter(f"{node.domain}.{node.op_type}" for node in nodes_of(model.graph))
+
+
+def test_every_name_is_there_once(dump: Dump) -> None:
+    made = [name for node in nodes_of(dump.model().graph) for name in node.output]
+    assert len(made) == len(set(made))
+
+
+def test_names_of_decisions_inputs_and_outputs_stay(dump: Dump) -> None:
+    model = dump.model()
+    assert [value.name for value in model.graph.input] == ["image", "gates"]
+    assert [value.name for value in model.graph.output] == ["logits"]
+    assert {"group_0", "group_1", "group_2", "window_1"} <= {node.name for node in nodes_of(model.graph)}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_crossing_form_answers_as_an_independent_model(dump: Dump, batch: int) -> None:
+    session = dump.session(dump.crossed()[0])
+    for gates in SPACE.enumerate():
+        (logits,) = session.run(None, {"image": image(batch), "gates": np.array(gates.vector(), np.int64)})
+        np.testing.assert_allclose(logits, tiny_reference(gates, image(batch)), rtol=1e-3, atol=1e-4)
+
+
+def test_no_conversion_is_left_at_a_boundary_where_the_layout_exists(dump: Dump) -> None:
+    before, (model, report) = operators(dump.model()), dump.crossed()
+    if not before[f"{NCHWC_DOMAIN}.Conv"]:
+        pytest.skip("this processor has no blocked layout")
+    after = operators(model)
+    reorders = [name for name in before if "Reorder" in name]
+    assert sum(before[name] for name in reorders) > 10
+    assert sum(after[name] for name in reorders) <= 2  # of the pooled features, and of an image that comes plain
+    assert after[".Add"] == 0, "a residual sum is a part of its convolution"
+    assert report.folded >= before[".Add"]
+
+
+@pytest.mark.parametrize("crossed", [True, False])
+def test_an_inlined_subnet_has_no_decision_and_the_same_answer(dump: Dump, crossed: bool) -> None:
+    model = dump.crossed()[0] if crossed else dump.model()
+    untouched = model.SerializeToString()
+    for gates in SPACE.enumerate():
+        inlined = inline_gates(model, "gates", gates.vector())
+        assert not {"If", "Equal", "Less", "Identity"} & {node.op_type for node in inlined.graph.node}
+        assert [value.name for value in inlined.graph.input] == ["image"]
+        (logits,) = dump.session(inlined).run(None, {"image": image(2)})
+        np.testing.assert_allclose(logits, tiny_reference(gates, image(2)), rtol=1e-3, atol=1e-4)
+    assert model.SerializeToString() == untouched
+
+
+def test_an_inlined_subnet_refers_to_its_own_weights_only(dump: Dump) -> None:
+    model = dump.crossed()[0]
+    whole = {tensor.name for tensor in inline_gates(model, "gates", SPACE.default.vector()).graph.initializer}
+    skipped = {tensor.name for tensor in inline_gates(model, "gates", (2, 2, 2)).graph.initializer}
+    assert skipped < whole
+
+
+def test_the_foreground_gets_the_interpreter_between_nodes(dump: Dump) -> None:
+    turns: list[int] = []
+    inline_gates(dump.crossed()[0], "gates", SPACE.default.vector(), pause=lambda: turns.append(1))
+    assert len(turns) > 10
+
+
+def test_a_decision_that_the_gates_do_not_settle_is_refused() -> None:
+    branch = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "b", [], [info("y", [1])])
+    graph = helper.make_graph(
+        [helper.make_node("If", ["unknown"], ["out"], "who_knows", then_branch=branch, else_branch=branch)],
+        "g",
+        [info("x", [1]), helper.make_tensor_value_info("unknown", TensorProto.BOOL, [])],
+        [info("out", [1])],
+    )
+    with pytest.raises(BackendError, match="who_knows"):
+        inline_gates(helper.make_model(graph), "gates", (0,))
+
+
+def info(name: str, shape: list[int | str]) -> Any:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+
+def blocked_graph(tail: list[Any], tail_output: str) -> Any:
+    """image -> blocked Conv -> plain value `h`, then `tail`, in the form of a dump: 16 channels, 8 x 8."""
+    weight = np.random.default_rng(1).standard_normal((16, 16, 1, 1)).astype(np.float32)
+    packed = weight.reshape(16, 16).T.reshape(1, 1, 1, 1, 16, 16)  # OIhw16i16o with a block of 16
+    conv = helper.make_node(
+        "Conv", ["x_blocked", "w"], ["h_blocked"], "conv", domain=NCHWC_DOMAIN, kernel_shape=[1, 1], group=1
+    )
+    nodes = [
+        helper.make_node("ReorderInput", ["x"], ["x_blocked"], "in", domain=NCHWC_DOMAIN),
+        conv,
+        helper.make_node("ReorderOutput", ["h_blocked"], ["h"], "out", domain=NCHWC_DOMAIN, channels=16),
+        *tail,
+    ]
+    tensors = [onnx.numpy_helper.from_array(packed.reshape(16, 16, 1, 1), "w")]
+    graph = helper.make_graph(nodes, "g", [info("x", [1, 16, 8, 8])], [info(tail_output, None)], tensors)  # type: ignore[arg-type]
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(NCHWC_DOMAIN, 1)], ir_version=8
+    )
+
+
+SHAPES = {"x": (1, 16, 8, 8), "h": (1, 16, 8, 8), "y": (1, 16, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        pytest.param([helper.make_node("Relu", ["h"], ["y"])], id="activation"),
+        pytest.param([helper.make_node("Softmax", ["h"], ["y"], axis=1)], id="an operator that needs the plain layout"),
+        pytest.param(
+            [helper.make_node("Relu", ["h"], ["r"]), helper.make_node("Add", ["h", "r"], ["y"])], id="read by two"
+        ),
+        pytest.param(
+            [helper.make_node("GlobalAveragePool", ["h"], ["p"]), helper.make_node("Add", ["h", "p"], ["y"])],
+            id="a sum that broadcasts",
+        ),
+        pytest.param([helper.make_node("Identity", ["h"], ["y"])], id="the output itself"),
+    ],
+)
+def test_whatever_reads_a_blocked_value_reads_the_right_one(tail: list[Any]) -> None:
+    model = blocked_graph(tail, "y")
+    x = np.random.default_rng(2).standard_normal((1, 16, 8, 8)).astype(np.float32)
+    try:
+        wanted = create_prepared(model.SerializeToString(), OPTIONS).run(None, {"x": x})[0]
+    except BackendError:
+        pytest.skip("this processor has no blocked layout")
+    keep_blocked(model, SHAPES)
+    np.testing.assert_allclose(
+        create_prepared(model.SerializeToString(), OPTIONS).run(None, {"x": x})[0], wanted, rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_graph_without_blocked_operators_stays_as_it_is(dump: Dump) -> None:
+    model = onnx.load_from_string(dump.bundle.model_bytes)
+    before = operators(model)
+    report = keep_blocked(model, {})
+    assert (report.dropped, report.added, report.folded) == (0, 0, 0)
+    assert operators(model) == before
