@@ -229,7 +229,9 @@ def test_stats_are_one_json_document(model: EdgeModel) -> None:
     assert 0 < body["p50_ms"] <= body["p95_ms"] <= body["p99_ms"]
     assert body["overhead_p50_ms"] > 0
     assert body["bundle"] == model.bundle.digest
-    assert (body["threads"], body["backend"], body["bad_outputs"]) == (1, "onnxruntime-portable", 0)
+    assert (body["threads"], body["bad_outputs"]) == (1, 0)
+    assert body["backend"].startswith("onnxruntime-")
+    assert "prepared on this machine" in body["form"]
     with pytest.raises(AttributeError):
         model.stats().frames = 3  # type: ignore[misc]
 
