@@ -143,7 +143,7 @@ def _open(arguments: argparse.Namespace, console: Console) -> Iterator[_Show]:
             arguments.data or demo_images(), class_names=manifest.task.class_names, limit=_MAX_IMAGES
         )
         searched, held = _halves(samples, arguments.seed)
-        size = (len(edge.bundle.model_bytes) + len(edge.bundle.weights)) / 2**20
+        size = _stored_bytes(Path(edge.bundle.source)) / 2**20
         heading(console, 1, manifest.name)
         console.line(
             f"   {len(manifest.task.class_names)} classes, {len(manifest.space.groups)} gates, "
@@ -297,3 +297,9 @@ def _verdict(fixed: int, edge: int, swaps: int) -> str:
     if fixed == edge == 0:
         return "Neither missed a deadline: this machine was never busy enough. Try --workers or --deadline-ms."
     return f"nnf-edge missed {edge} deadlines and the fixed model {fixed}: in this run adapting did not help ({times})."
+
+
+def _stored_bytes(bundle: Path) -> int:
+    """Size of a bundle on the disk, a file or a directory."""
+    files = bundle.iterdir() if bundle.is_dir() else [bundle]
+    return sum(file.stat().st_size for file in files)

@@ -185,6 +185,7 @@ class Searches:
             if self.memory is None:
                 with self._state.scratch() as scratch:
                     table = calibrate(self._bundle, self._session, self._options, seed=self._seed, scratch=scratch)
+                self._session.prefer([self._active.gates])
                 self.memory = Memory(table)
                 self._keep()
             return self.memory.table

@@ -27,15 +27,17 @@ import numpy as np
 from builder.fod import load_crops
 from edge_runtime import Budget, EdgeModel
 from edge_runtime.adaptation import Candidate
-from edge_runtime.backends import SessionOptions, open_session
+from edge_runtime.backends import Session, SessionOptions, runtime_versions
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
 from edge_runtime.evaluate import Comparison, Evaluator, Values
 from edge_runtime.inputs import Frame, load_npz
 from edge_runtime.measure import measure, random_inputs
+from edge_runtime.model.compile import open_quickest
+from edge_runtime.state import StateDir
 
 IMAGES = 256
-RUNS = 300
+RUNS, SECONDS = 2000, 3.0
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,21 +56,31 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     images = _images(arguments)
     options = SessionOptions(threads=arguments.threads)
     bundle = Bundle.read(arguments.bundle)
-    session = open_session(bundle, options)
+    with tempfile.TemporaryDirectory() as state:
+        session, _ = open_quickest(bundle, options, StateDir.open(state), runtime_versions())
+        return _repeats(arguments, bundle, session, images)
+
+
+def _repeats(arguments: argparse.Namespace, bundle: Bundle, session: Session, images: Frame) -> dict[str, Any]:
     inputs = random_inputs(session.inputs, seed=0)
     full = bundle.manifest.space.default
-    full_ms = measure(session, inputs, [full], runs=RUNS, seed=0)[0].p95_ms
+    session.prefer([full], wait=True)
+    full_ms = measure(session, inputs, [full], runs=RUNS, seconds=SECONDS, seed=0)[0].p95_ms
     budget_ms = arguments.fraction * full_ms
     judge = Evaluator(session, full, images, bundle.manifest.preprocessing)
     runs: list[dict[str, Any]] = []
     for seed in range(arguments.repeats):
         found = _search(arguments, images, budget_ms, judge, seed)
         pair = [bundle.manifest.space.parse(found["gates"]), full]
-        again, full_again = measure(session, inputs, pair, runs=RUNS, seed=seed)
+        session.prefer(pair, wait=True)
+        again, full_again = measure(session, inputs, pair, runs=RUNS, seconds=SECONDS, seed=seed)
         found |= {"again_p95_ms": again.p95_ms, "again_inside": again.p95_ms <= budget_ms}
-        runs.append(found | {"again_full_p95_ms": full_again.p95_ms})
+        # The budget is a time of the first minute; a machine that got slower since is told apart by the full subnet.
+        found |= {"again_full_p95_ms": full_again.p95_ms}
+        found |= {"again_share_inside": again.p95_ms <= arguments.fraction * full_again.p95_ms}
+        runs.append(found)
         print(json.dumps(runs[-1]), file=sys.stderr)
-    counted = ("inside", "again_inside", "better_feasible", "better_by_plain_p95")
+    counted = ("inside", "again_inside", "again_share_inside", "better_feasible", "better_by_plain_p95")
     return {
         "bundle": bundle.digest,
         "images": len(images),
@@ -113,7 +125,7 @@ def _search(
         "quality": chosen.score.quality,
         "inside": chosen.score.latency_ms <= budget_ms,
         "finalists": len(measured),
-        "better_feasible": _better([c for c in fitting if c.fate != "over budget"], chosen, judge),
+        "better_feasible": _better([c for c in fitting if c.fate not in ("over budget", "reference")], chosen, judge),
         "better_by_plain_p95": _better(fitting, chosen, judge),
         "reason": status.reason,
         "ended_early": status.ended_early,
