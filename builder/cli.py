@@ -2,8 +2,8 @@
 
 Every recipe goes on where it was stopped, keeps its steps in a work folder, and holds the machine's one lock, so that
 it never runs beside a benchmark. Exit codes are those of ``nnf-edge``: 0 ok; 1 failed; 2 usage; 5 torch is missing; 6
-the machine is in use; 74 input or output; 130, 141, 143 interrupted, reader gone, terminated. Parsing imports neither
-numpy nor torch.
+the machine is in use or out of memory; 74 input or output; 130, 141, 143 interrupted, reader gone, terminated. Parsing
+imports neither numpy nor torch.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def _run(words: list[str]) -> int:
         return 0
     require_torch()
     # Worker threads that sleep at once cost small networks a third of their speed, and those that spin on and on slow
-    # down whatever else the machine does: spin for some ten microseconds.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # down whatever else the machine does: spin for some tenths of a millisecond.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
     from builder.recipes.common import Request

@@ -54,7 +54,10 @@ def run_command(
         print(interrupted, file=sys.stderr)
         return _INTERRUPTED
     except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 0
+        if stop.code is None or isinstance(stop.code, int):
+            return stop.code or 0
+        print(f"{program}: {stop.code}", file=sys.stderr)
+        return EdgeError.exit_code
     except Exception as error:
         return _explain(program, error, debug="--debug" in words)
 

@@ -20,7 +20,17 @@ from edge_runtime.checks import fields, finite, positive, whole, word
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace
 
-__all__ = ["MIB", "RUNS_NEEDED", "Budget", "Frontier", "Measurement", "Score", "percentile", "upper_rank"]
+__all__ = [
+    "MIB",
+    "RUNS_NEEDED",
+    "Budget",
+    "Frontier",
+    "Measurement",
+    "Score",
+    "percentile",
+    "pooled_tail",
+    "upper_rank",
+]
 
 MIB = 1024 * 1024
 
@@ -45,6 +55,18 @@ def percentile(sorted_values: Sequence[float], q: float) -> float:
     if not 0 < q <= 100:
         raise UsageError(f"percentile {q} is not in (0, 100]")
     return sorted_values[math.ceil(q * len(sorted_values) / 100) - 1]
+
+
+def pooled_tail(measurements: Iterable[Measurement], q: int = 95) -> float:
+    """A percentile over the median, 1 or more, of all runs together, each over the median of its own subnet.
+
+    What disturbs a machine disturbs every subnet on it, so this is steadier than the percentile of any one of them.
+    """
+    shares: list[float] = []
+    for measurement in measurements:
+        p50_ns = measurement.p50_ms * 1e6
+        shares.extend(ns / p50_ns for ns in measurement.latencies_ns)
+    return max(1.0, percentile(sorted(shares), q))
 
 
 def upper_rank(count: int, q: float) -> int | None:

@@ -37,6 +37,9 @@ class Choice:
     score: Score
     """The chosen finalist."""
 
+    best: Score
+    """The feasible finalist with the highest quality; often the chosen one."""
+
     reason: str
     """Why it, for people."""
 
@@ -59,7 +62,7 @@ def choose(
         finalists: Scores with a measured p95, of different subnets.
         current: The active subnet; it is kept in doubt if it is among the finalists and feasible.
         budget: What must be met.
-        full_latency_ms: Measured p95 of the full subnet, for budgets that are a fraction of it.
+        full_latency_ms: p95 of the full subnet, for budgets that are a fraction of it.
         bound_ms: What must be inside the latency limit: the p95 of a subnet with what its measurement leaves open.
         compare: Quality of one subnet minus that of another on the same images.
     """
@@ -70,7 +73,7 @@ def choose(
     best = max(feasible, key=lambda score: (score.quality, -score.latency_ms))
     chosen = trial.among_equals(feasible, best)
     candidates = tuple(trial.fate(score, chosen, best) for score in finalists)
-    return Choice(chosen, trial.reason(chosen, best), candidates)
+    return Choice(chosen, best, trial.reason(chosen, best), candidates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends.base import Array, Session
 from edge_runtime.gates import Gates
 from edge_runtime.measure import Clock, measure
-from edge_runtime.objectives import Measurement, percentile
+from edge_runtime.objectives import Measurement, pooled_tail
 
 __all__ = ["Finals"]
 
@@ -64,16 +64,18 @@ class Finals:
         The next one is expected at the median times `tail`, with `headroom`. A subnet's own p95 hangs on its seven
         slowest runs of 140; where one in twenty runs is disturbed it is off by half without meaning anything.
         """
-        measurement = self._measurements[gates]
-        return max(measurement.p95_ms, measurement.p50_ms * self.tail / (1 - headroom))
+        return max(self.p95_ms(gates), self.expected_p95_ms(gates) / (1 - headroom))
 
     @property
     def tail(self) -> float:
         """95th percentile over median on this machine, of all runs of all subnets, each over its own median."""
         if self._tail is None:
-            shares = [ns / (m.p50_ms * 1e6) for m in self.measurements for ns in m.latencies_ns]
-            self._tail = max(1.0, percentile(sorted(shares), 95))
+            self._tail = pooled_tail(self.measurements)
         return self._tail
+
+    def expected_p95_ms(self, gates: Gates) -> float:
+        """What the p95 of a subnet that was measured is in the long run, milliseconds: its median times `tail`."""
+        return self._measurements[gates].p50_ms * self.tail
 
     def steps(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
         """Measure a group together, in slices: at least `runs` each, and up to `MOST_RUNS` until `seconds` are over."""

@@ -8,13 +8,13 @@ and up when there is room left.
 
 from __future__ import annotations
 
+from edge_runtime.adaptation.choice import Choice
 from edge_runtime.adaptation.finals import Finals
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import BudgetError
 from edge_runtime.gates import Gates
-from edge_runtime.objectives import Score
 from edge_runtime.search import near_budget_seeds
 
 __all__ = ["Groups"]
@@ -23,7 +23,7 @@ WELL_INSIDE = 0.9
 """Share of the limit that one subnet of the first group is predicted to keep, in case the others are too slow."""
 
 STEP = 0.93
-"""By how much each further group is aimed lower while nothing fits, beyond what the correction asks for."""
+"""By how much a group is aimed lower for each one before it in which nothing fitted, beyond the correction."""
 
 SIZE = 3
 """Subnets of every group but the first."""
@@ -65,21 +65,21 @@ class Groups:
         inside = [gates for gates in self._evaluated(WELL_INSIDE * limit_ms) if gates not in group]
         return list(group | dict.fromkeys([*inside[:1], self._current, self._current.space.default]))
 
-    def better(self, limit_ms: float, chosen: Score | None, step: int) -> list[Gates]:
-        """Subnets that should fit by the corrected table, and are better than the chosen one; best first, maybe none.
+    def better(self, limit_ms: float, choice: Choice | None, failed: int) -> list[Gates]:
+        """Subnets that should fit by the corrected table, and are better than what fits; best first, maybe none.
 
         Args:
             limit_ms: The latency limit, milliseconds.
-            chosen: What would be chosen now; None where nothing fitted.
-            step: How many of these groups were measured before.
+            choice: What would be chosen now; None where nothing fitted.
+            failed: After how many groups nothing fitted.
         """
         correction = self._finals.correction(self._cost, self._plan.headroom)
-        aim_ms = limit_ms / correction * (1.0 if chosen else STEP**step)
+        aim_ms = limit_ms / correction * (1.0 if choice else STEP ** (failed - 1))
         aim_ms = min(aim_ms, 2 * self._cost(self._current.space.default))  # no limit is no reason to plan without end
         known = [gates for gates in self._evaluated(aim_ms) if not self._finals.has(gates)]
-        if chosen is not None:
-            known = [gates for gates in known if self._shortlist.score(gates).quality > chosen.quality]
-        group = dict.fromkeys([*known[: SIZE - 1], *self._planned(aim_ms, chosen), *known])
+        if choice is not None:
+            known = [gates for gates in known if self._shortlist.score(gates).quality > choice.best.quality]
+        group = dict.fromkeys([*known[: SIZE - 1], *self._planned(aim_ms, choice), *known])
         return list(group)[:SIZE]
 
     def fastest(self) -> list[Gates]:
@@ -91,18 +91,18 @@ class Groups:
         return [gates for gates in group if not self._finals.has(gates)]
 
     def _evaluated(self, limit_ms: float) -> list[Gates]:
-        """What ran on enough images to be compared and is predicted within a limit, by quality, best first."""
+        """What the shortlist evaluated, the ladder on fewer images, and is predicted within a limit; best first."""
         listed = [*self._shortlist.pool, *self._shortlist.ladder]
         within = [gates for gates in dict.fromkeys(listed) if self._cost(gates) <= limit_ms]
         return sorted(within, key=lambda gates: (-self._shortlist.score(gates).quality, self._cost(gates)))
 
-    def _planned(self, aim_ms: float, chosen: Score | None) -> list[Gates]:
-        """The best by the prior within `aim_ms`, where that differs from what was planned with before."""
+    def _planned(self, aim_ms: float, choice: Choice | None) -> list[Gates]:
+        """The best by the prior within `aim_ms`, where the prior holds them for better than what fits."""
         try:
             fresh = near_budget_seeds(self._current.space, self._cost, self._prior, aim_ms, 2, self._plan.seed)
         except BudgetError:
             return []
-        if chosen is not None:
-            least = self._prior(chosen.gates)
-            fresh = [gates for gates in fresh if self._prior(gates) < least and self._shortlist.limit_ms < aim_ms]
+        if choice is not None:
+            least = self._prior(choice.best.gates)
+            fresh = [gates for gates in fresh if self._prior(gates) < least]
         return [gates for gates in fresh if not self._finals.has(gates)]

@@ -1,7 +1,7 @@
 """One search from the first image to the choice, in slices: shortlist, measure in groups, choose.
 
 `steps` is a generator: whoever drives it decides when each slice runs. A slice is one batch, or one round of runs; the
-first one may be the calibration of the latency table, which takes a second or two where it is not cached.
+first one may be the calibration of the latency table, which takes a few seconds where it is not cached.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edge_runtime.objectives import Frontier, Measurement, Score
 __all__ = ["AdaptJob", "AdaptResult"]
 
 MORE_GROUPS = 5
-"""Further groups that are measured at most, before the fastest subnet of all is looked at."""
+"""Further groups that are measured at most; where nothing fitted, so many again after the fastest of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class AdaptResult:
     """Raw samples of everything measured."""
 
     full_latency_ms: float
-    """Measured p95 of the full subnet."""
+    """The full subnet's p95: its measured median times the tail of all runs."""
 
     ended_early: bool
     """Whether the time limit cut the search."""
@@ -85,7 +85,7 @@ class AdaptJob:
         self._finals, self._calibrate, self._prior = finals, calibrate, prior
         self._current, self._full = current, current.space.default
         self._plan, self._clock_ns = plan, clock_ns
-        self._busy_ns = 0
+        self._busy_ns, self._cut = 0, False
 
     @property
     def seconds(self) -> float:
@@ -142,7 +142,7 @@ class AdaptJob:
         yield from self._measure(groups.first(limit_ms))
         yield from self._measure_more(groups)
         choice = self._best()
-        if choice is None:
+        if choice is None and not self._heavy():
             yield from self._measure(groups.fastest())
             yield from self._measure_more(groups)  # a noisy minute is over: there may be room above the fastest
             choice = self._best()
@@ -151,14 +151,24 @@ class AdaptJob:
         self.result = self._outcome(choice)
 
     def _measure_more(self, groups: Groups) -> Iterator[None]:
-        """Measure what should fit and be better, until there is nothing of the kind; one group also when it is late."""
-        for step in range(MORE_GROUPS):
+        """Measure what should fit and be better, until there is nothing of the kind; the first group also when late."""
+        failed = 0
+        for count in range(MORE_GROUPS):
             choice = self._choose(self._bound_ms)
-            late = self.seconds > self._plan.seconds and (step > 0 or choice is not None)
-            group = [] if late else groups.better(self._limit_ms(), choice.score if choice else None, step)
+            failed += choice is None
+            group = [] if self._heavy() else groups.better(self._limit_ms(), choice, failed)
+            if group and count > 0 and self.seconds > self._plan.seconds:
+                self._cut, group = True, []
             if not group:
                 break
             yield from self._measure(group)
+
+    def _heavy(self) -> bool:
+        """Whether the process is over the memory budget already: its peak is one, whichever subnet runs."""
+        return self._peak_bytes() > self._plan.budget.memory_bytes
+
+    def _peak_bytes(self) -> int:
+        return max((measurement.peak_bytes or 0) for measurement in self._finals.measurements)
 
     def _best(self) -> Choice | None:
         """The choice; in doubt a subnet that just meets the budget is better than none, and than the fastest of all."""
@@ -175,7 +185,7 @@ class AdaptJob:
         yield from self._finals.steps(group, self._plan.runs, self._plan.measure_seconds)
 
     def _limit_ms(self) -> float:
-        return self._plan.budget.limit_ms(self._finals.p95_ms(self._full))
+        return self._plan.budget.limit_ms(self._finals.expected_p95_ms(self._full))
 
     def _bound_ms(self, gates: Gates) -> float:
         return self._finals.bound_ms(gates, self._plan.headroom)
@@ -185,7 +195,7 @@ class AdaptJob:
             self._measured(),
             current=self._current,
             budget=self._plan.budget,
-            full_latency_ms=self._finals.p95_ms(self._full),
+            full_latency_ms=self._finals.expected_p95_ms(self._full),
             bound_ms=bound_ms,
             compare=self.evaluator.compare,
         )
@@ -200,7 +210,7 @@ class AdaptJob:
         scores = self._measured()
         quickest = min(scores, key=lambda score: score.latency_ms)
         budget, gates, p95_ms = self._plan.budget, str(quickest.gates), quickest.latency_ms
-        peak_bytes = min((score.peak_bytes or 0) for score in scores)
+        peak_bytes = self._peak_bytes()
         if p95_ms <= self._limit_ms() and peak_bytes > budget.memory_bytes:
             return BudgetError(
                 f"the process peaks at {peak_bytes / 2**20:.0f} MiB, above the budget of {budget.memory_mib:g} MiB",
@@ -232,8 +242,8 @@ class AdaptJob:
             Frontier.of(scores),
             (*choice.candidates, *self._early(expected)),
             self._finals.measurements,
-            self._finals.p95_ms(self._full),
-            self._shortlist.ended_early,
+            self._finals.expected_p95_ms(self._full),
+            self._shortlist.ended_early or self._cut,
         )
 
     def _early(self, expected: list[Score]) -> list[Candidate]:

@@ -11,7 +11,7 @@ from edge_runtime.objectives import RUNS_NEEDED, Budget
 __all__ = ["HEADROOM", "AdaptPlan"]
 
 HEADROOM = 0.04
-"""Share of the latency limit that a measured p95 must leave free: the next measurement is not this one."""
+"""Share of the latency limit that the expected p95 must leave free: the next measurement is not this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class AdaptPlan:
     """What the chosen subnet must meet."""
 
     seconds: float = 20.0
-    """Busy time after which nothing new is looked at. The measurement of the finalists is always complete."""
+    """Busy time after which the search ends; what is measured then is completed, with one group more to aim anew."""
 
     subsets: tuple[int, ...] = (32, 96)
     """Images that candidates are run on before the best of them see all, ascending."""
@@ -43,7 +43,7 @@ class AdaptPlan:
     """Fast subnets are run more often, until a group has been measured for so long: a burst of load is then a part."""
 
     headroom: float = HEADROOM
-    """Share of the latency limit that a measured p95 must leave free, 0 to below 1."""
+    """Share of the latency limit that the expected p95 must leave free, 0 to below 1."""
 
     seed: int = 0
     """Of all random decisions."""

@@ -81,7 +81,8 @@ class Shortlist:
         began = self._seconds()
         yield from self.evaluate(self.ladder, first)
         # The first batch of all also paid for memory; these tell what an image of the full subnet takes.
-        rungs = sum(self._cost(gates) for gates in self.ladder) / self._cost(self._current.space.default)
+        full = self._current.space.default
+        rungs = sum(self._cost(gates) for gates in self.ladder if gates != full) / self._cost(full)
         per_image = (self._seconds() - began) / (rungs * first)
         self._set_goal(per_image)
         yield from self._evolve(search, deadline=self._plan.seconds - self._reserve(per_image))

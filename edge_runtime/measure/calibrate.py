@@ -23,7 +23,7 @@ from edge_runtime.errors import BackendError, StateError
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.measure.latency import LatencyModel, Method
 from edge_runtime.measure.timing import Clock, measure
-from edge_runtime.objectives import Measurement, percentile
+from edge_runtime.objectives import Measurement, pooled_tail
 from edge_runtime.search import covering_vectors, random_gates
 
 __all__ = ["calibrate"]
@@ -32,8 +32,8 @@ PROFILE_ROUNDS = 8
 CHECK_SUBNETS = 5
 CHECK_RUNS = 28
 """Runs of each of the five in one part: 140 together, so that its pooled p95 is founded (130 runs)."""
-CHECK_PARTS = 9
-"""Parts at most. A fast subnet has run 140 times in a tenth of a second, which a single burst of load can fill."""
+CHECK_PARTS = (3, 9)
+"""Parts at least and at most: a single burst of load can fill one, and the median of three passes over it."""
 RIDGE = 1.0
 """Weight of the ridge penalty, in vectors; chosen on a 16-group network under load (see `_fit_by_timing`)."""
 MAX_REPEATS = 3
@@ -62,8 +62,8 @@ def calibrate(
         seed: Decides the subnets and their order.
         scratch: An existing directory for the profile (`StateDir.scratch`); nothing is left in it. None: calibrate by
             timing alone, which is less exact.
-        seconds: Time for the whole runs that the scale needs, and once more for a table by timing; the fewest runs that
-            make sense are made in any case.
+        seconds: Time for the whole runs that the scale needs, of which a slow model may take half as much again, and
+            once more for a table by timing; the fewest runs that make sense are made in any case.
         clock_ns: The clock, nanoseconds; None for the machine's own.
 
     Raises:
@@ -84,9 +84,12 @@ def calibrate(
     wall = clock_ns or time.perf_counter_ns
     deadline_ns = wall() + int(seconds * 1e9 / 2)
     parts: list[list[Measurement]] = []
-    while not parts or (len(parts) < CHECK_PARTS and wall() < deadline_ns):
+    fewest, most = CHECK_PARTS
+    while len(parts) < fewest or (len(parts) < most and wall() < deadline_ns):
         part_seed = seed + len(parts)
-        parts.append(measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds, seed=part_seed, clock_ns=wall))
+        parts.append(
+            measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds / 2, seed=part_seed, clock_ns=wall)
+        )
     return _scaled(raw, parts, method)
 
 
@@ -144,15 +147,10 @@ def _scaled(raw: AdditiveCost, parts: Sequence[Sequence[Measurement]], method: M
     subnets = [measurement.gates for measurement in parts[0]]
     scale = statistics.median(p50 / raw(gates) for p50, gates in zip(medians, subnets, strict=True))
     error = statistics.median(abs(scale * raw(gates) / p50 - 1) for p50, gates in zip(medians, subnets, strict=True))
-    tail = statistics.median(_tail(part) for part in parts)
+    tail = statistics.median(pooled_tail(part) for part in parts)
     rows = tuple(tuple(entry * scale for entry in row) for row in raw.entries)
     cost = AdditiveCost(raw.space, raw.base * scale, rows)
-    return LatencyModel(cost, min(MAX_P95_RATIO, max(1.0, tail)), method, error)
-
-
-def _tail(measured: Sequence[Measurement]) -> float:
-    """The p95 of all runs, each over the median of its own subnet."""
-    return percentile(sorted(ns / (m.p50_ms * 1e6) for m in measured for ns in m.latencies_ns), 95)
+    return LatencyModel(cost, min(MAX_P95_RATIO, tail), method, error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,10 +98,36 @@ def test_a_machine_with_rare_spikes_costs_no_quality(limit_ms: float, seed: int)
     assert exact_quality(result.choice.score.gates) >= nearly_the_best_of_what_fits(limit_ms, tail=1.1)
 
 
-def test_a_search_without_time_takes_the_best_of_the_frontier_and_not_the_fastest() -> None:
-    result = run(make_job(Budget(latency_ms=7.0), seconds=0.5))
+@pytest.mark.parametrize("seed", range(6))
+def test_a_share_of_the_full_subnet_is_no_share_of_its_spikes(seed: int) -> None:
+    result = run(make_job(Budget(fraction=0.6), cost_ms=spiky_cost(1 / 30, seed=seed), seed=seed))
+    assert COST(result.choice.score.gates) <= 0.6 * COST(SPACE.default)
+
+
+@pytest.mark.parametrize("current", ["full", "2-2-2-2-2"])
+@pytest.mark.parametrize(("limit_ms", "table_scale"), [(7.0, 1.0), (5.0, 0.6), (5.0, 1.5)])
+def test_a_search_without_time_takes_the_best_of_the_frontier_and_not_the_fastest(
+    current: str, limit_ms: float, table_scale: float
+) -> None:
+    job = make_job(Budget(latency_ms=limit_ms), seconds=0.5, current=current, table_scale=table_scale)
+    result = run(job)
     assert result.ended_early
-    assert exact_quality(result.choice.score.gates) >= nearly_the_best_of_what_fits(7.0, tail=1.05)
+    assert exact_quality(result.choice.score.gates) >= nearly_the_best_of_what_fits(limit_ms, tail=1.05) - 0.05
+
+
+def test_the_time_limit_that_cuts_the_groups_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    unseen = iter([[gates] for gates in SPACE.enumerate()])
+    monkeypatch.setattr("edge_runtime.adaptation.groups.Groups.better", lambda *_: next(unseen))
+    job = make_job(Budget(latency_ms=7.0), seconds=9.0, count=8)
+    assert run(job).ended_early
+    assert not job._shortlist.ended_early
+
+
+def test_memory_that_nobody_can_meet_is_found_out_in_one_group() -> None:
+    job = make_job(Budget(memory_mib=1.0))
+    with pytest.raises(BudgetError, match="peaks at"):
+        run(job)
+    assert len(job._finals.measurements) <= 7
 
 
 def test_where_the_table_is_too_slow_the_search_goes_up_to_the_budget() -> None:

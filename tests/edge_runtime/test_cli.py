@@ -85,6 +85,26 @@ def test_too_little_memory_is_a_limit_of_the_machine(capsys: pytest.CaptureFixtu
     assert "nnf-edge: out of memory: Unable to allocate 9 TiB\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (SystemExit("the configuration is broken"), 1, "program: the configuration is broken"),
+        (SystemExit(7), 7, ""),
+        (SystemExit(None), 0, ""),
+        (OSError(28, "No space left on device", "/x"), 74, "program: No space left on device: /x"),
+        (KeyboardInterrupt(), 130, "enough; it goes on later"),
+        (ZeroDivisionError("by zero"), 1, "this is a fault of program"),
+    ],
+)
+def test_every_ending_is_an_exit_code(
+    capsys: pytest.CaptureFixture[str], error: BaseException, code: int, said: str
+) -> None:
+    with mock.patch("signal.signal"):
+        ending = run_command("program", mock.Mock(side_effect=error), [], interrupted="enough; it goes on later")
+    assert ending == code
+    assert said in capsys.readouterr().err
+
+
 def test_workers_are_bounded_and_gone_after_the_block() -> None:
     assert Pressure(10_000, 1).workers == MAX_WORKERS
     pressure, pids = Pressure(2, 60), []

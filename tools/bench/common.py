@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_runtime import sense
 from edge_runtime.backends import runtime_versions
-from edge_runtime.errors import EdgeError
+from edge_runtime.errors import EdgeError, StateError
 from edge_runtime.measure import machine_lock
 
 Bench = Callable[[argparse.Namespace], dict[str, Any]]
@@ -29,9 +29,13 @@ def run(name: str, bench: Bench, arguments: argparse.Namespace) -> int:
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))
+    try:
+        if arguments.json:
+            Path(arguments.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        print(f"error: the result above cannot be written to {arguments.json}: {error.strerror}", file=sys.stderr)
+        return StateError.exit_code
     return 0
 
 
