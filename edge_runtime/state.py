@@ -24,7 +24,7 @@ from typing import Any
 
 from edge_runtime.errors import ResourceError, StateError, UsageError
 
-__all__ = ["StateDir", "machine_lock"]
+__all__ = ["StateDir", "machine_lock", "write_file"]
 
 FORMAT = "nnf-state"
 VERSION = 1
@@ -152,6 +152,25 @@ class StateDir:
             yield Path(name)
 
 
+def write_file(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file that a person named: the old content or the new one, whatever happens meanwhile.
+
+    Raises:
+        StateError: The disk refused; the old content is still there.
+    """
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_file():  # /dev/stdout, a pipe: nothing to rename over
+            target.write_bytes(data)
+        else:
+            _replace(target.absolute().parent, target.name, data, mode=0o666)
+    except OSError as error:
+        raise StateError(
+            f"{str(target)!r} cannot be written: {_reason(error)}",
+            hint="name a file in a folder that exists and is writable",
+        ) from error
+
+
 @contextlib.contextmanager
 def machine_lock(what: str, *, folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
     """Hold the one lock of this machine while something is timed or trained.
@@ -255,10 +274,10 @@ def _open_regular(path: str, flags: int) -> int:
     return descriptor
 
 
-def _replace(folder: Path, name: str, data: bytes) -> None:
+def _replace(folder: Path, name: str, data: bytes, mode: int = 0o600) -> None:
     beside = folder / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()

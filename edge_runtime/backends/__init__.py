@@ -20,6 +20,7 @@ __all__ = [
     "SessionOptions",
     "check_graph",
     "compile_bundle",
+    "export_subnet",
     "open_compiled",
     "open_session",
     "open_static",
@@ -77,6 +78,18 @@ def open_static(model_bytes: bytes, options: SessionOptions | None = None, *, we
     from edge_runtime.backends.onnx.static import open_static as load
 
     return load(model_bytes, options or SessionOptions(), weights=weights)
+
+
+def export_subnet(bundle: Bundle, gates: Gates) -> bytes:
+    """One subnet as a plain static ONNX model with embedded weights, compared with the gated graph on real runs.
+
+    Raises:
+        BundleError: The bundle's graph is refused.
+        BackendError: The result differs, or cannot be made.
+    """
+    from edge_runtime.backends.onnx.export import export_subnet as export
+
+    return export(bundle, gates)
 
 
 def profile_kernels(

@@ -13,13 +13,13 @@ import textwrap
 from collections.abc import Sequence
 
 from edge_runtime import __version__
-from edge_runtime.cli import adapt, benchmark, demo, inspect, verify
+from edge_runtime.cli import adapt, benchmark, demo, export, inspect, verify
 from edge_runtime.cli.console import Console
 from edge_runtime.command import CommandParser, run_command
 
 __all__ = ["main"]
 
-_VERBS = (demo, inspect, verify, benchmark, adapt)
+_VERBS = (demo, inspect, verify, benchmark, adapt, export)
 
 _HELP_WIDTH = 79
 _PAGE = """\
@@ -36,6 +36,7 @@ your own model
   nnf-edge inspect MODEL.nnf
   nnf-edge benchmark MODEL.nnf --budget-ms 33
   nnf-edge adapt MODEL.nnf --data FOLDER --budget 33
+  nnf-edge export MODEL.nnf --gates GATES -o subnet.onnx
 
 exit codes
   0 ok   1 failed   2 usage   3 measured, but the budget is not met

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from edge_runtime import __version__
-from edge_runtime.errors import StateError
+from edge_runtime.state import write_file
 
 __all__ = ["document", "versions", "write_document"]
 
@@ -50,27 +47,4 @@ def write_document(target: str, body: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
         return
-    path = Path(target)
-    if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing to rename over
-        path.write_text(text, encoding="utf-8")
-        return
-    try:
-        _replace(path, text)
-    except OSError as error:
-        raise StateError(
-            f"cannot write {target}: {error.strerror}", hint="name a file in a folder that exists and is writable"
-        ) from error
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(beside, 0o666 & ~umask)
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    write_file(target, text.encode())

@@ -14,10 +14,10 @@ from edge_runtime import sense
 from edge_runtime.adaptation import AdaptStatus
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
-from edge_runtime.backends import runtime_versions
+from edge_runtime.backends import export_subnet, runtime_versions
 from edge_runtime.backends.base import Array, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import InputError, UsageError
+from edge_runtime.errors import BundleError, InputError, UsageError
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, check_labels, fit, normalise
 from edge_runtime.measure import Clock, LatencyModel
@@ -30,7 +30,7 @@ from edge_runtime.model.search import Labels, Searches
 from edge_runtime.objectives import Budget, Frontier
 from edge_runtime.policy import AdaptationPolicy
 from edge_runtime.profiles import DeviceProfile, choose_profile, load_profile
-from edge_runtime.state import StateDir
+from edge_runtime.state import StateDir, write_file
 from edge_runtime.swap import ActiveGates, Swap
 
 __all__ = ["EdgeModel"]
@@ -343,6 +343,26 @@ class EdgeModel:
 
     def _gates(self, gates: Gates | str) -> Gates:
         return self.space.parse(gates) if isinstance(gates, str) else gates
+
+    def export(self, path: str | os.PathLike[str], gates: Gates | str | None = None) -> None:
+        """Write one subnet as a plain static ONNX file, which needs no nnf-edge: standard operators, weights inside.
+
+        Args:
+            path: The file; it is replaced atomically, and only by a model that answers as the gated graph does.
+            gates: The subnet, or its text form; None means the active one.
+
+        Raises:
+            GateError: No such subnet.
+            BundleError: The bundle is not where it was loaded from, or was changed.
+            BackendError: The exported model answers otherwise.
+            StateError: The file cannot be written.
+        """
+        self._check_open()
+        chosen = self._active.lease().gates if gates is None else self._gates(gates)
+        bundle = self.bundle if self.bundle.model_bytes else Bundle.read(self.bundle.source)
+        if bundle.digest != self.bundle.digest:
+            raise BundleError(f"{bundle.source!r} is another bundle than when it was loaded", hint="load it again")
+        write_file(path, export_subnet(bundle, chosen))
 
     def stats(self) -> Stats:
         """What happened since the model was loaded."""

@@ -145,6 +145,17 @@ def test_inspect_shows_gates_and_loads_no_native_library(edge: Any, bundle: Path
     assert done.stderr.strip() == "[]"
 
 
+def test_export_writes_a_plain_model_of_one_subnet(edge: Any, bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "subnet.onnx"
+    ran = edge("export", bundle, "--gates", "1-1-1", "-o", out)
+    assert ran.code == 0
+    assert "subnet 1-1-1" in ran.out
+    assert b"1-1-1" in out.read_bytes()
+    edge("export", bundle, "--gates", "9-1-1", "-o", out).failed(2, "9")
+    edge("export", bundle).failed(2, "-o")
+    edge("export", bundle, "-o", tmp_path / "no" / "x.onnx").failed(74, "cannot be written")
+
+
 def test_json_on_stdout_is_the_only_thing_there(edge: Any, bundle: Path) -> None:
     document = edge("inspect", bundle, "--json", "-").document()
     assert document["schema"] == "nnf-edge/inspect/1"
@@ -158,7 +169,7 @@ def test_json_in_a_file_leaves_the_text_on_stdout(edge: Any, bundle: Path, tmp_p
     assert ran.code == 0
     assert "ok" in ran.out
     assert json.loads((tmp_path / "result.json").read_text())["result"]["ok"] is True
-    edge("verify", bundle, "--json", tmp_path / "no" / "result.json").failed(74, "cannot write")
+    edge("verify", bundle, "--json", tmp_path / "no" / "result.json").failed(74, "cannot be written")
 
 
 @pytest.mark.parametrize("verb", ["inspect", "verify", "benchmark", "adapt"])

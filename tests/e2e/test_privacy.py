@@ -82,7 +82,9 @@ def writes(lines: list[str], work: Path) -> list[Path]:
         if flagged or name in CREATES or name in RENAMES:
             for _, folder, path, _ in PATH.findall(rest):
                 found.append(Path(os.path.normpath(Path(folder or work) / path.encode().decode("unicode_escape"))))
-    return [path for path in found if path not in (Path("/dev/null"), Path("/dev/tty"))]
+    # The process that prepares a model tells the kernel about itself there: no file.
+    own = Path("/proc/self/oom_score_adj")
+    return [path for path in found if path not in (Path("/dev/null"), Path("/dev/tty"), own)]
 
 
 def outside(paths: list[Path], folder: Path) -> list[Path]:

@@ -47,7 +47,7 @@ def compile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, *, key
     }
     try:
         child = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD],
+            [sys.executable, "-I", *(["-B"] if sys.dont_write_bytecode else []), "-c", _CHILD],
             input=json.dumps(request).encode(),
             capture_output=True,
             timeout=seconds,

@@ -1,0 +1,127 @@
+"""One subnet to take away: a plain static ONNX file that needs neither nnf-edge nor a gate input.
+
+The gates are inlined into the portable graph, every BatchNormalization is folded into the convolution before it, and
+the weights that are left are embedded. Standard operators only, so that any ONNX runtime takes it. The result is
+compared with the gated graph before it is given away.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.backends.base import Array, SessionOptions, random_inputs
+from edge_runtime.backends.onnx.check import check_graph
+from edge_runtime.backends.onnx.passes import inline_gates
+from edge_runtime.backends.onnx.session import WEIGHTS_FILE, foreign_errors, open_portable
+from edge_runtime.backends.onnx.static import open_static
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BackendError
+from edge_runtime.gates import Gates
+
+__all__ = ["export_subnet"]
+
+TOLERANCE = 1e-4
+"""Largest difference from the gated graph, relative to the largest output: folding rounds once more."""
+
+CHECKED = (1, 2, 5)
+"""Batch sizes of the inputs that are compared."""
+
+
+def export_subnet(bundle: Bundle, gates: Gates) -> bytes:
+    """A serialised ModelProto that computes one subnet; the batch dimension stays free.
+
+    Raises:
+        BundleError: The bundle's graph is refused.
+        BackendError: The result differs from the gated graph, or cannot be made.
+    """
+    import onnx
+
+    check_graph(bundle)
+    model = onnx.load_from_string(bundle.model_bytes)
+    static = inline_gates(model, bundle.manifest.gate_input, gates.vector())
+    _Folding(static.graph, bundle.weights).fold()
+    static.producer_name = "nnf-edge"
+    static.doc_string = f"{bundle.manifest.name}, subnet {gates}, of the bundle {bundle.digest}"
+    with foreign_errors("the exported graph is not valid ONNX"):
+        onnx.checker.check_model(static, full_check=True)
+    data = bytes(static.SerializeToString(deterministic=True))
+    _compare(bundle, gates, data)
+    return data
+
+
+def _compare(bundle: Bundle, gates: Gates, data: bytes) -> None:
+    options = SessionOptions()
+    gated, alone = open_portable(bundle, options), open_static(data, options)
+    try:
+        for batch in CHECKED:
+            inputs = random_inputs(bundle.manifest.inputs, seed=batch, batch=batch)
+            wanted, found = gated.run(inputs, gates), alone.run(inputs)
+            for name, value in wanted.items():
+                worst = float(np.abs(value - found[name]).max()) / (float(np.abs(value).max()) or 1.0)
+                if not worst <= TOLERANCE:
+                    raise BackendError(f"output {name!r} of the exported subnet differs by {worst:.1e}")
+    finally:
+        gated.close()
+        alone.close()
+
+
+class _Folding:
+    """Folds every BatchNormalization behind a convolution that nothing else reads."""
+
+    def __init__(self, graph: Any, weights: bytes) -> None:
+        self._graph, self._weights = graph, weights
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self._uses = Counter(name for node in graph.node for name in node.input)
+        self._uses.update(value.name for value in graph.output)
+        self._folded: dict[str, Array] = {}
+
+    def fold(self) -> None:
+        """Rewrite the graph in place, its weights embedded."""
+        from onnx import numpy_helper
+
+        makers = {node.output[0]: node for node in self._graph.node if node.op_type == "Conv"}
+        kept = []
+        for node in self._graph.node:
+            conv = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
+            if conv is not None and self._uses[conv.output[0]] == 1 and self._uses[conv.input[1]] == 1:
+                self._into(conv, node)
+            else:
+                kept.append(node)
+        self._graph.ClearField("node")
+        self._graph.node.extend(kept)
+        used = dict.fromkeys(name for node in kept for name in node.input)
+        tensors = [(name, self._value(name)) for name in used if name in self._tensors or name in self._folded]
+        self._graph.ClearField("initializer")
+        self._graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in tensors)
+
+    def _into(self, conv: Any, norm: Any) -> None:
+        scale, shift, mean, variance = (self._value(name).astype(np.float64) for name in norm.input[1:5])
+        epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), 1e-5)
+        factor = scale / np.sqrt(variance + epsilon)
+        weight = self._value(conv.input[1]).astype(np.float64)
+        bias = self._value(conv.input[2]).astype(np.float64) if len(conv.input) > 2 else 0.0
+        self._folded[conv.input[1]] = (weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))).astype(np.float32)
+        name = f"{conv.output[0]}.bias"
+        self._folded[name] = (shift + (bias - mean) * factor).astype(np.float32)
+        conv.input[:] = [conv.input[0], conv.input[1], name]
+        conv.output[0] = norm.output[0]
+
+    def _value(self, name: str) -> Array:
+        """A tensor, from the weight file where it lies there."""
+        from onnx import TensorProto, helper, numpy_helper
+
+        if name in self._folded:
+            return self._folded[name]
+        tensor = self._tensors[name]
+        if tensor.data_location != TensorProto.EXTERNAL:
+            inside: Array = numpy_helper.to_array(tensor)
+            return inside
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        if where["location"] != WEIGHTS_FILE:
+            raise BackendError(f"tensor {name!r} lies in {where['location']!r}")
+        start = int(where.get("offset", 0))
+        raw = self._weights[start : start + int(where["length"])]
+        return np.frombuffer(raw, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
