@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,11 @@ FORMAT = "nnf-state"
 VERSION = 1
 MAX_BYTES = 16 << 20
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
-BUILD_LOCK, BUILDING = "building.lock", "building-"
+BUILDING = "building-"
+LOCK_SECONDS, LOCK_POLL_SECONDS = 120.0, 0.05
+"""How long a process waits for another one that makes the same folder, and how often it looks."""
+KEPT_FOLDERS = 4
+"""Folders of one kind: of the models that were used last, or of one model under several versions."""
 LOCK_FILE = "nnf-edge-benchmark.lock"
 ROOT_STATE = Path("/var/lib/nnf-edge")
 
@@ -108,35 +113,30 @@ class StateDir:
                 f"{str(self.path / target)!r} cannot be written: {_reason(error)}", hint="free some space"
             ) from error
 
-    def folder(self, name: str, make: Callable[[Path], None]) -> Path | None:
-        """The folder `name`, made by `make` where it is missing; None where state is disabled.
+    def folder(
+        self, name: str, make: Callable[[Path], None], *, usable: Callable[[Path], bool] = Path.is_dir
+    ) -> Path | None:
+        """The folder `name`, made by `make` where it is missing or not `usable`; None where state is disabled.
 
         `make` gets an empty folder beside, which takes its name only when `make` is done: there is a whole folder or
-        none. Of several processes one makes it and the others wait; what a killed one left is removed.
+        none. Of several processes one makes it and the others wait; what a killed one left is removed. Of the folders
+        with the same beginning (up to the first ``-``) the last few stay.
 
         Raises:
-            StateError: The disk refused.
+            StateError: The disk refused, or another process takes too long.
         """
         if self.path is None:
             return None
         target = self.path / _checked(name)
-        if target.is_dir():
-            return target
         try:
-            with _waiting_lock(self.path / BUILD_LOCK):
-                if not target.is_dir():
-                    _build(target, make)
+            if not usable(target):
+                with _waiting_lock(self.path / f"{BUILDING}{name}.lock"):
+                    if not usable(target):  # whoever had the lock may have made it
+                        _build(target, make)
+            os.utime(target)
         except OSError as error:
             raise StateError(f"{str(target)!r} cannot be made: {_reason(error)}", hint="free some space") from error
         return target
-
-    def discard(self, name: str) -> None:
-        """Remove a folder that turned out to be unusable; processes that have its files open keep them."""
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                beside = self.path / f"{BUILDING}{secrets.token_hex(4)}"
-                os.rename(self.path / _checked(name), beside)
-                shutil.rmtree(beside, ignore_errors=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path | None]:
@@ -217,23 +217,43 @@ def _lock(descriptor: int, what: str) -> None:
 def _waiting_lock(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, "another process has been making it for too long") from None
+                time.sleep(LOCK_POLL_SECONDS)
         yield
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child that was forked meanwhile has the descriptor too
     finally:
         os.close(descriptor)
 
 
 def _build(target: Path, make: Callable[[Path], None]) -> None:
-    for left in target.parent.glob(f"{BUILDING}*"):  # whoever made it is gone: it held the lock that is ours now
+    for left in target.parent.glob(f"{BUILDING}{target.name}.*.tmp"):  # of a process that is gone: the lock is ours
         shutil.rmtree(left, ignore_errors=True)
-    beside = target.parent / f"{BUILDING}{secrets.token_hex(4)}"
+    beside = target.parent / f"{BUILDING}{target.name}.{secrets.token_hex(4)}.tmp"
     beside.mkdir(mode=0o700)
     try:
         make(beside)
+        _remove(target)
         os.rename(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
+    kin = [path for path in target.parent.glob(f"{target.name.partition('-')[0]}-*") if path.is_dir()]
+    for old in sorted(kin, key=lambda path: path.stat().st_mtime)[:-KEPT_FOLDERS]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def _open_lock(path: Path) -> int:

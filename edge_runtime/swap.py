@@ -78,7 +78,7 @@ class ActiveGates:
         wall_clock: Callable[[], str] = _wall_clock,
         follow: Callable[[Gates], object] = lambda gates: None,
     ) -> None:
-        """Begin with `gates`; `follow` is told every subnet that becomes active, after it did, and must be quick."""
+        """Begin with `gates`; `follow` is told what becomes active, in order; it is quick and raises nothing."""
         self._lease = Lease(gates, 0)
         self._wall_clock, self._follow = wall_clock, follow
         self._history: deque[Swap] = deque(maxlen=HISTORY)
@@ -122,5 +122,5 @@ class ActiveGates:
             self._lease = Lease(gates, before.generation + 1)
             record = Swap(str(before.gates), str(gates), reason, before.generation + 1, self._wall_clock())
             self._history.append(record)
-        self._follow(gates)
-        return record
+            self._follow(gates)
+            return record

@@ -32,13 +32,11 @@ class Finals:
         self,
         session: Session,
         inputs: Mapping[str, Array],
-        serving: Gates,
         *,
         seed: int,
         clock_ns: Clock = time.perf_counter_ns,
     ) -> None:
-        """Nothing runs yet; `serving` is the subnet that answers frames meanwhile, and stays quick."""
-        self._session, self._serving = session, serving
+        self._session = session
         self._inputs = inputs
         self._seed = seed
         self._clock_ns = clock_ns
@@ -79,8 +77,10 @@ class Finals:
 
     def steps(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
         """Measure a group together, in slices: at least `runs` each, and up to `MOST_RUNS` until `seconds` are over."""
-        if group:
-            self._session.prefer([self._serving, *group], wait=True)
+        with self._session.hold(group):
+            yield from self._rounds(group, runs, seconds)
+
+    def _rounds(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
         left, slice_runs = runs if group else 0, min(runs, SLICE_RUNS[0])
         deadline_ns = self._clock_ns() + int(seconds * 1e9)
         most = MOST_RUNS

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.backends.base import Array, KernelProfile, Session, SessionOptions
+from edge_runtime.backends.base import Array, KernelProfile, RefusedError, Session, SessionOptions
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
 
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Array",
     "KernelProfile",
+    "RefusedError",
     "Session",
     "SessionOptions",
     "check_graph",
     "compile_bundle",
     "export_subnet",
+    "is_prepared",
     "open_compiled",
     "open_session",
     "open_static",
     "profile_kernels",
+    "runtime_build",
     "runtime_versions",
 ]
 
@@ -52,7 +55,8 @@ def compile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, *, key
         seconds: The child is ended after so long.
 
     Raises:
-        BackendError: It could not be done; says why. The portable form serves as before.
+        RefusedError: It cannot be done, or took too long; says why. The portable form serves as before.
+        BackendError: It was not done this time: the child was killed, or could not be started.
     """
     from edge_runtime.backends.onnx.compile import compile_bundle as compile_
 
@@ -63,11 +67,26 @@ def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key:
     """Open what `compile_bundle` made. The graph and its weights are not looked at: they were, when it was made.
 
     Raises:
-        BackendError: The folder is incomplete, damaged, or of another key; make it again.
+        BackendError: The folder is incomplete, damaged or of another key (`is_prepared` tells), or cannot be opened.
     """
     from edge_runtime.backends.onnx.compile import open_compiled as open_
 
     return open_(bundle, options, folder, key=key)
+
+
+def is_prepared(folder: Path, *, key: str) -> bool:
+    """Whether a folder is what `compile_bundle` made for this key, every byte of it; otherwise it may be made again.
+
+    Raises:
+        BackendError: That cannot be told: it belongs to another user, or cannot be read now.
+    """
+    from edge_runtime.backends.onnx.compile import DamagedError, read_record
+
+    try:
+        read_record(folder, key)
+    except DamagedError:
+        return False
+    return True
 
 
 def open_static(model_bytes: bytes, options: SessionOptions | None = None, *, weights: bytes = b"") -> StaticSession:
@@ -118,6 +137,13 @@ def check_graph(bundle: Bundle) -> None:
     from edge_runtime.backends.onnx.check import check_graph as check
 
     check(bundle)
+
+
+def runtime_build() -> str:
+    """Which build of the inference library this is: wheels of one version differ in compiler and providers."""
+    from edge_runtime.backends.onnx.telemetry import import_onnxruntime
+
+    return str(import_onnxruntime().get_build_info())
 
 
 def runtime_versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ This file imports numpy only; `fake.py` implements the seam without any native l
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -16,10 +17,20 @@ import numpy.typing as npt
 
 from edge_runtime.bundle import TensorSpec
 from edge_runtime.checks import whole
-from edge_runtime.errors import GateError, InputError, UsageError
+from edge_runtime.errors import BackendError, GateError, InputError, UsageError
 from edge_runtime.gates import Gates, GateSpace
 
-__all__ = ["Array", "KernelProfile", "Session", "SessionOptions", "check_gates", "check_inputs", "random_inputs"]
+__all__ = [
+    "Array",
+    "KernelProfile",
+    "RefusedError",
+    "Session",
+    "SessionOptions",
+    "check_gates",
+    "check_inputs",
+    "random_inputs",
+    "relative_difference",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -89,20 +100,26 @@ class Session(Protocol):
             BackendError: The library failed, or the session is closed.
         """
 
-    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
-        """Say which subnets will be run often, so that they are made as quick as can be; outputs do not change.
-
-        Args:
-            subnets: The subnets; what was preferred before is not any more.
-            wait: Whether they are to be ready on return; else that happens in the background, while others run.
+    def prefer(self, gates: Gates) -> None:
+        """Say that this subnet is the active one: it is made as quick as can be, in the background.
 
         Raises:
             GateError: The gates belong to another space.
-            BackendError: With `wait`, the library failed.
+        """
+
+    def hold(self, subnets: Sequence[Gates]) -> AbstractContextManager[None]:
+        """Have these subnets as quick as can be while the block runs, e.g. to measure them; ready when it begins.
+
+        Raises:
+            GateError: The gates belong to another space.
         """
 
     def close(self) -> None:
         """Give the memory back. Runs that have begun finish; later ones raise `BackendError`. Twice is fine."""
+
+
+class RefusedError(BackendError):
+    """A graph cannot be prepared on this machine, and would not be at a second try."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +164,13 @@ def check_gates(space: GateSpace, gates: Gates) -> None:
         raise GateError(
             f"the gates {gates} belong to another model", hint=f"use gates of this one, like {space.default}"
         )
+
+
+def relative_difference(wanted: Array, found: Array) -> float:
+    """Largest difference of two outputs over the largest magnitude; inf where shapes differ or one is not finite."""
+    if wanted.shape != found.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(wanted - found).max(initial=0.0)) / (float(np.abs(wanted).max(initial=0.0)) or 1.0)
 
 
 def random_inputs(specs: Sequence[TensorSpec], *, seed: int, batch: int = 1) -> dict[str, Array]:

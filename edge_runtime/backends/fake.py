@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -69,10 +70,15 @@ class FakeSession:
             self._now_ns += cost_ns
         return self._answer(inputs, gates)
 
-    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
+    def prefer(self, gates: Gates) -> None:
         """Nothing is quicker than anything else here; see `Session.prefer`."""
+        check_gates(self._space, gates)
+
+    def hold(self, subnets: Sequence[Gates]) -> AbstractContextManager[None]:
+        """Nothing is quicker than anything else here; see `Session.hold`."""
         for gates in subnets:
             check_gates(self._space, gates)
+        return nullcontext()
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -162,8 +162,7 @@ def _measure(
     from edge_runtime.measure import measure
 
     inputs = random_inputs(session.inputs, seed=arguments.seed)
-    session.prefer(subnets, wait=True)
-    with console.timer(f"measuring {len(subnets)} subnets", arguments.seconds):
+    with session.hold(subnets), console.timer(f"measuring {len(subnets)} subnets", arguments.seconds):
         return measure(session, inputs, subnets, runs=arguments.runs, seconds=arguments.seconds, seed=arguments.seed)
 
 

@@ -80,16 +80,16 @@ def calibrate(
         timer = _Timer(session, inputs, clock_ns or time.thread_time_ns)
         raw, method = _fit_by_timing(timer, space, seed=seed, seconds=seconds), "timing"
     subnets = _check_subnets(raw, seed)
-    session.prefer(subnets, wait=True)  # the scale is that of the form that will serve
     wall = clock_ns or time.perf_counter_ns
     deadline_ns = wall() + int(seconds * 1e9 / 2)
     parts: list[list[Measurement]] = []
     fewest, most = CHECK_PARTS
-    while len(parts) < fewest or (len(parts) < most and wall() < deadline_ns):
-        part_seed = seed + len(parts)
-        parts.append(
-            measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds / 2, seed=part_seed, clock_ns=wall)
-        )
+    with session.hold(subnets):  # the scale is that of the form that will serve
+        while len(parts) < fewest or (len(parts) < most and wall() < deadline_ns):
+            part_seed = seed + len(parts)
+            parts.append(
+                measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds / 2, seed=part_seed, clock_ns=wall)
+            )
     return _scaled(raw, parts, method)
 
 

@@ -5,22 +5,27 @@ Nothing here can fail for want of a cache: what cannot be kept, made or trusted 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from edge_runtime import sense
-from edge_runtime.backends import compile_bundle, open_compiled, open_session
-from edge_runtime.backends.base import Session, SessionOptions
+from edge_runtime import __version__, sense
+from edge_runtime.backends import RefusedError, compile_bundle, is_prepared, open_compiled, open_session, runtime_build
+from edge_runtime.backends.base import Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import BackendError, StateError
+from edge_runtime.errors import BackendError, ResourceError, StateError
 from edge_runtime.state import StateDir
 
 __all__ = ["open_quickest"]
 
 FORMAT = 1
 """Of the prepared folders; another one is made again."""
+
+RETRY_SECONDS = 600.0
+"""After so long what could not be prepared is tried again; another version of anything tries at once."""
 
 BASE_BYTES, PER_WEIGHT_BYTE = 120 << 20, 3.5
 """Memory that preparing takes at its peak: the libraries, and several copies of the weights."""
@@ -38,37 +43,67 @@ def open_quickest(
     name, key = _key(bundle, options, versions)
     try:
         return _compiled(bundle, options, state, name, key)
-    except (BackendError, StateError) as error:
-        return open_session(bundle, options), f"portable: {error.message}"
+    except (BackendError, StateError, ResourceError) as error:
+        return open_session(bundle, options), f"portable: {error.message[:300]}"
 
 
 def _compiled(bundle: Bundle, options: SessionOptions, state: StateDir, name: str, key: str) -> tuple[Session, str]:
-    """What is kept, or what is made in its place where it is missing or cannot be used."""
-    for last in (False, True):
-        folder = state.folder(name, lambda beside: _compile(bundle, options, beside, key))
-        if folder is None:
-            break
-        try:
-            session = open_compiled(bundle, options, folder, key=key)
-        except BackendError:
-            state.discard(name)
-            if last:
-                raise
-            continue
-        return session, f"{session.name}, prepared on this machine"
-    raise StateError("there is no state directory to prepare it in")
+    """What is kept, or what is made in its place where it is missing or damaged."""
+    _check_refusal(state, name)
+    folder = state.folder(
+        name, lambda beside: _compile(bundle, options, beside, state, name, key), usable=lambda f: _usable(f, key)
+    )
+    if folder is None:
+        raise StateError("there is no state directory to prepare it in")
+    session = open_compiled(bundle, options, folder, key=key)
+    try:
+        session.run(random_inputs(session.inputs, seed=0), bundle.manifest.space.default)
+    except BaseException:
+        session.close()
+        raise
+    return session, f"{session.name}, prepared on this machine"
+
+
+def _usable(folder: Path, key: str) -> bool:
+    return folder.is_dir() and is_prepared(folder, key=key)
+
+
+def _refusal(name: str) -> str:
+    return f"{name.replace('compiled', 'refused')}.json"
+
+
+def _check_refusal(state: StateDir, name: str) -> None:
+    """What failed a short while ago is not tried again at every start."""
+    refusal = state.read_json(_refusal(name))
+    if isinstance(refusal, dict) and isinstance(refusal.get("at"), (int, float)):
+        age_s = time.time() - refusal["at"]
+        if 0 <= age_s < RETRY_SECONDS:
+            raise BackendError(f"{str(refusal.get('reason'))[:300]} (tried {age_s / 60:.0f} minutes ago)")
 
 
 def _key(bundle: Bundle, options: SessionOptions, versions: Mapping[str, str]) -> tuple[str, str]:
     """Folder name and full key: everything that the prepared form depends on."""
-    parts = [FORMAT, bundle.digest, options.key(), sense.cpu_features_key(), sorted(versions.items())]
+    parts = [
+        FORMAT,
+        __version__,
+        runtime_build(),
+        bundle.digest,
+        options.key(),
+        sense.cpu_features_key(),
+        sorted(versions.items()),
+    ]
     key = json.dumps(parts)
     return f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:24]}", key
 
 
-def _compile(bundle: Bundle, options: SessionOptions, folder: Path, key: str) -> None:
+def _compile(bundle: Bundle, options: SessionOptions, folder: Path, state: StateDir, name: str, key: str) -> None:
     needed = int(BASE_BYTES + PER_WEIGHT_BYTE * len(bundle.weights))
     available = sense.memory_available_bytes()
     if not isinstance(available, sense.Unknown) and available < needed:
         raise BackendError(f"preparing takes about {needed >> 20} MiB, {available >> 20} MiB are free")
-    compile_bundle(bundle, options, folder, key=key)
+    try:
+        compile_bundle(bundle, options, folder, key=key)
+    except RefusedError as error:
+        with contextlib.suppress(StateError):
+            state.write_json(_refusal(name), {"reason": error.message, "at": time.time()})
+        raise

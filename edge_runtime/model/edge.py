@@ -79,7 +79,7 @@ class EdgeModel:
         self._meter = FrameMeter()
         self._guard = OutputGuard(session, self.space.default, clock_ns)
         self._control = Control(policy or AdaptationPolicy())
-        self._active = ActiveGates(self.space.default, follow=lambda gates: session.prefer([gates]))
+        self._active = ActiveGates(self.space.default, follow=session.prefer)
         self._form = form
         parts = (session.name, options.key(), sense.cpu_features_key(), str(sorted((versions or {}).items())))
         name = memory_name(bundle.digest, *parts)
@@ -176,7 +176,7 @@ class EdgeModel:
         """Warm up, and start with the remembered subnet where there is one."""
         warm = random_inputs(self._session.inputs, seed=self._seed)
         self._guard.run(warm, self.space.default)
-        self._session.prefer([self.space.default])
+        self._session.prefer(self.space.default)
         if memory is None or memory.frontier is None:
             return
         scores = () if memory.active is None else (memory.active,)

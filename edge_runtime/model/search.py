@@ -170,7 +170,7 @@ class Searches:
         )
         one = {self._session.inputs[0].name: normalise(images[order[0]], manifest.preprocessing)[None]}
         return AdaptJob(
-            finals=Finals(self._session, one, self._active.gates, seed=plan.seed, clock_ns=self._clock_ns),
+            finals=Finals(self._session, one, seed=plan.seed, clock_ns=self._clock_ns),
             evaluator=evaluator,
             calibrate=self._table,
             prior=self._prior,
@@ -185,7 +185,6 @@ class Searches:
             if self.memory is None:
                 with self._state.scratch() as scratch:
                     table = calibrate(self._bundle, self._session, self._options, seed=self._seed, scratch=scratch)
-                self._session.prefer([self._active.gates])
                 self.memory = Memory(table)
                 self._keep()
             return self.memory.table
@@ -200,7 +199,6 @@ class Searches:
         self._control.learn(result.frontier, measured)
         self.memory = Memory(self._table(), chosen, result.frontier, result.full_latency_ms, budget)
         self._active.swap(chosen.gates, f"adapted: {result.choice.reason}")
-        self._session.prefer([chosen.gates])
         self._keep()
         self.status = AdaptStatus(
             active=self._active.gates,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -22,7 +23,7 @@ Open = Callable[[], Session]
 @pytest.fixture(params=["portable", "compiled", "specialised", "fake"])
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     bundle = tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.nnf")
-    options = SessionOptions(threads=1)
+    options, stack = SessionOptions(threads=1), contextlib.ExitStack()
     if request.param == "portable":
         opened: Session = open_session(bundle, options)
     elif request.param in ("compiled", "specialised"):
@@ -30,10 +31,12 @@ def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         compile_bundle(bundle, options, folder, key="k")
         form, single = "crossing", request.param == "specialised"
         opened = CompiledSession(folder, bundle.manifest, options, form=form, specialises=single)
-        opened.prefer(list(SPACE.enumerate()), wait=True)
+        if single:
+            stack.enter_context(opened.hold(list(SPACE.enumerate())))
     else:
         opened = FakeSession(SPACE, bundle.manifest.inputs, bundle.manifest.outputs)
-    yield opened
+    with stack:
+        yield opened
     opened.close()
 
 

@@ -53,7 +53,7 @@ def make_job(
     labels = true_labels(images) if labelled else None
     one = {"image": normalise(images[0], PREPROCESSING)[None]}
     return AdaptJob(
-        finals=Finals(session, one, SPACE.parse(current), seed=seed, clock_ns=session.now_ns),
+        finals=Finals(session, one, seed=seed, clock_ns=session.now_ns),
         evaluator=Evaluator(session, SPACE.default, images, PREPROCESSING, labels=labels),
         calibrate=lambda: scripted_table(table_scale),
         prior=PRIOR,

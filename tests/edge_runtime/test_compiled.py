@@ -16,19 +16,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from edge_runtime import Budget, EdgeModel
-from edge_runtime.backends import SessionOptions, compile_bundle, open_compiled, runtime_versions
+from edge_runtime.backends import RefusedError, SessionOptions, compile_bundle, open_compiled, runtime_versions
 from edge_runtime.backends.base import Array
 from edge_runtime.backends.onnx.compiled import KEPT, CompiledSession
 from edge_runtime.backends.onnx.prepare import RECORD, SKELETON, TENSORS
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, GateError
+from edge_runtime.gates import Gates
 from edge_runtime.model.compile import open_quickest
-from edge_runtime.state import BUILDING, StateDir
+from edge_runtime.state import BUILDING, KEPT_FOLDERS, StateDir
 from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
 
 OPTIONS = SessionOptions()
@@ -62,6 +64,13 @@ def load(bundle: Bundle, state: Path) -> EdgeModel:
     return EdgeModel.load(bundle.source, state_dir=state, budget=Budget(), threads=1)
 
 
+def wait_for(session: CompiledSession, gates: Gates) -> None:
+    deadline = time.monotonic() + 30
+    while gates not in session.specialised and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert gates in session.specialised
+
+
 def answers(model: EdgeModel) -> None:
     for gates in SPACE.enumerate():
         np.testing.assert_allclose(
@@ -85,8 +94,6 @@ def test_the_record_says_what_was_made_and_proved(prepared: Path) -> None:
 
 
 def test_a_form_that_cannot_be_made_is_replaced_by_the_next(bundle: Bundle, tmp_path: Path) -> None:
-    from unittest import mock
-
     from edge_runtime.backends.onnx import prepare
 
     request = {"source": bundle.source, "digest": bundle.digest, "folder": str(tmp_path), "threads": 1, "seed": 0}
@@ -98,8 +105,6 @@ def test_a_form_that_cannot_be_made_is_replaced_by_the_next(bundle: Bundle, tmp_
 
 
 def test_a_form_that_answers_wrongly_is_never_used(bundle: Bundle, tmp_path: Path) -> None:
-    from unittest import mock
-
     from edge_runtime.backends.onnx import prepare
 
     def spoil(model: Any, shapes: Any) -> None:
@@ -173,6 +178,41 @@ def test_another_runtime_or_other_threads_have_their_own(bundle: Bundle, tmp_pat
     assert len(list(tmp_path.glob("compiled-*"))) == 3
 
 
+def test_what_another_user_made_or_may_change_is_not_loaded(bundle: Bundle, tmp_path: Path) -> None:
+    load(bundle, tmp_path).close()
+    (entry,) = tmp_path.glob("compiled-*")
+    (entry / TENSORS).chmod(0o666)
+    with load(bundle, tmp_path) as model:
+        assert model.stats().backend == "onnxruntime-portable"
+        assert "another user" in model.stats().form
+        answers(model)
+
+
+@pytest.mark.parametrize("record", ["[" * 200_000, "9" * 5000, "x" * (2 << 20)])
+def test_a_hostile_record_is_made_again(bundle: Bundle, tmp_path: Path, record: str) -> None:
+    load(bundle, tmp_path).close()
+    (entry,) = tmp_path.glob("compiled-*")
+    (entry / RECORD).write_text(record)
+    with load(bundle, tmp_path) as model:
+        assert "prepared on this machine" in model.stats().form
+
+
+def test_a_file_in_the_place_of_the_folder_makes_way(bundle: Bundle, tmp_path: Path) -> None:
+    load(bundle, tmp_path).close()
+    (entry,) = tmp_path.glob("compiled-*")
+    shutil.rmtree(entry)
+    entry.write_text("no folder")
+    with load(bundle, tmp_path) as model:
+        assert "prepared on this machine" in model.stats().form
+
+
+def test_only_the_last_few_are_kept(tmp_path: Path) -> None:
+    state = StateDir.open(tmp_path)
+    for number in range(KEPT_FOLDERS + 3):
+        state.folder(f"thing-{number}", lambda folder: None)
+    assert len(list(tmp_path.glob("thing-*"))) == KEPT_FOLDERS
+
+
 # When it cannot be made.
 
 
@@ -208,8 +248,6 @@ def test_a_full_disk_costs_the_speed_and_not_the_answer(bundle: Bundle, tmp_path
 
 
 def test_too_little_memory_costs_the_speed_and_not_the_process(bundle: Bundle, tmp_path: Path) -> None:
-    from unittest import mock
-
     with (
         mock.patch("edge_runtime.sense.memory_available_bytes", return_value=50 << 20),
         load(bundle, tmp_path) as model,
@@ -229,6 +267,54 @@ def test_a_child_that_runs_out_of_memory_is_no_disaster(bundle: Bundle, tmp_path
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def test_what_failed_is_not_tried_again_at_every_start(bundle: Bundle, tmp_path: Path) -> None:
+    failing = mock.patch("edge_runtime.model.compile.compile_bundle", side_effect=RefusedError("no such luck"))
+    with failing as compiler:
+        for _ in range(3):
+            with load(bundle, tmp_path) as model:
+                assert "no such luck" in model.stats().form
+        assert compiler.call_count == 1
+    with (
+        mock.patch("edge_runtime.model.compile.time.time", return_value=time.time() + 1e6),
+        load(bundle, tmp_path) as m,
+    ):
+        assert "prepared on this machine" in m.stats().form
+
+
+def test_a_child_that_was_killed_is_tried_again_at_the_next_start(bundle: Bundle, tmp_path: Path) -> None:
+    killed = subprocess.CompletedProcess([], -9, b"", b"")
+    child = mock.patch("edge_runtime.backends.onnx.compile.subprocess.run", return_value=killed)
+    with child, load(bundle, tmp_path) as model:
+        assert "signal 9" in model.stats().form
+    with load(bundle, tmp_path) as model:
+        assert "prepared on this machine" in model.stats().form
+
+
+@pytest.mark.parametrize("executable", [None, "", "/bin/echo", "/nonexistent/python"])
+def test_without_a_python_to_start_the_portable_form_serves(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executable: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", executable)
+    with load(bundle, tmp_path) as model:
+        assert model.stats().backend == "onnxruntime-portable"
+
+
+def test_the_child_takes_no_module_from_where_the_process_happens_to_be(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "random.py").write_text("open('taken', 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    with load(bundle, tmp_path / "state") as model:
+        assert "prepared on this machine" in model.stats().form
+    assert not (tmp_path / "taken").exists()
+
+
+def test_a_provider_that_is_missing_is_an_error_and_not_the_cpu(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="NoSuchProvider"):
+        EdgeModel.load(bundle.source, providers=["NoSuchProvider"], state_dir=tmp_path, budget=Budget())
+
+
 def test_two_processes_prepare_it_once(bundle: Bundle, tmp_path: Path) -> None:
     state = StateDir.open(tmp_path)
     made: list[int] = []
@@ -246,7 +332,7 @@ def test_two_processes_prepare_it_once(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     state = StateDir.open(tmp_path)
-    (tmp_path / f"{BUILDING}dead").mkdir()
+    (tmp_path / f"{BUILDING}thing.dead.tmp").mkdir()
     state.folder("thing", lambda folder: None)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["thing"]
 
@@ -267,7 +353,7 @@ def test_a_kill_at_any_moment_of_preparing_leaves_a_next_load_that_works(bundle:
     with load(bundle, tmp_path) as model:
         assert "prepared on this machine" in model.stats().form
         answers(model)
-    assert list(tmp_path.glob(f"{BUILDING}*")) == []
+    assert list(tmp_path.glob(f"{BUILDING}*.tmp")) == []
 
 
 # The tiers.
@@ -276,30 +362,77 @@ def test_a_kill_at_any_moment_of_preparing_leaves_a_next_load_that_works(bundle:
 def test_a_preferred_subnet_runs_alone_and_answers_the_same(session: CompiledSession) -> None:
     for gates in SPACE.enumerate():
         before = session.run(image(2), gates)["logits"]
-        session.prefer([gates], wait=True)
-        assert gates in session.specialised
-        np.testing.assert_allclose(session.run(image(2), gates)["logits"], before, rtol=1e-4, atol=1e-5)
+        with session.hold([gates]):
+            assert gates in session.specialised
+            np.testing.assert_allclose(session.run(image(2), gates)["logits"], before, rtol=1e-4, atol=1e-5)
     assert len(session.specialised) <= KEPT
 
 
-def test_all_preferred_ones_are_kept_together(session: CompiledSession) -> None:
-    wanted = list(SPACE.enumerate())[: KEPT + 3]
-    session.prefer(wanted, wait=True)
-    assert set(session.specialised) == set(wanted)
-    session.prefer(wanted[:1], wait=True)
-    assert wanted[0] in session.specialised
-    assert len(session.specialised) == KEPT
+def test_held_ones_are_kept_together_whatever_is_swapped_meanwhile(session: CompiledSession) -> None:
+    subnets = list(SPACE.enumerate())
+    held, others = subnets[: KEPT + 3], subnets[KEPT + 3 :]
+    with session.hold(held):
+        for gates in others:
+            session.prefer(gates)
+        wait_for(session, others[-1])
+        assert set(held) <= set(session.specialised)
+    assert others[-1] in session.specialised
+    assert len(session.specialised) <= KEPT
+
+
+def test_many_threads_that_hold_have_what_they_hold(session: CompiledSession) -> None:
+    subnets = list(SPACE.enumerate())
+
+    def hold(number: int) -> bool:
+        found = True
+        for turn in range(6):
+            mine = [subnets[(7 * number + turn) % len(subnets)], subnets[(7 * number + turn + 1) % len(subnets)]]
+            with session.hold(mine):
+                session.prefer(mine[0])
+                found = found and set(mine) <= set(session.specialised)
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(hold, range(4)))
+
+
+def test_what_cannot_be_specialised_is_served_by_the_gated_graph(
+    session: CompiledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gates = SPACE.parse("1-1-1")
+    wanted = session.run(image(), gates)["logits"]
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "_specialise", mock.Mock(side_effect=MemoryError))
+        session.prefer(gates)
+        with session.hold([gates]):
+            np.testing.assert_array_equal(session.run(image(), gates)["logits"], wanted)
+        assert session.specialised == ()
+    session.prefer(SPACE.default)
+    wait_for(session, SPACE.default)
+
+
+def test_no_thread_to_be_had_is_no_reason_to_fail(session: CompiledSession) -> None:
+    with mock.patch("threading.Thread.start", side_effect=RuntimeError("can't start new thread")):
+        session.prefer(SPACE.default)
+    session.prefer(SPACE.parse("1-1-1"))
+    wait_for(session, SPACE.parse("1-1-1"))
+
+
+def test_a_specialised_session_that_answers_otherwise_is_not_used(
+    session: CompiledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = SPACE.parse("1-1-1"), session._specialise(SPACE.parse("2-2-2"))
+    monkeypatch.setattr(session, "_specialise", lambda gates: wrong)
+    with session.hold([right]):
+        assert session.specialised == ()
 
 
 def test_the_background_makes_what_was_wanted_last(session: CompiledSession) -> None:
     subnets = list(SPACE.enumerate())
     for gates in subnets:
-        session.prefer([gates])
-    deadline = time.monotonic() + 30
-    while subnets[-1] not in session.specialised and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert subnets[-1] in session.specialised
-    assert len(session.specialised) <= KEPT
+        session.prefer(gates)
+    wait_for(session, subnets[-1])
+    assert len(session.specialised) <= KEPT + 1
 
 
 def test_preferring_while_others_run_never_changes_an_answer(session: CompiledSession) -> None:
@@ -319,7 +452,7 @@ def test_preferring_while_others_run_never_changes_an_answer(session: CompiledSe
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(infer, number) for number in range(3)]
         for turn in range(60):
-            session.prefer([subnets[turn % len(subnets)]])
+            session.prefer(subnets[turn % len(subnets)])
             time.sleep(0.005)
         stop.set()
         assert min(run.result() for run in runs) > 0
@@ -331,18 +464,20 @@ def test_no_descriptor_and_no_thread_is_left_behind(session: CompiledSession) ->
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
     subnets = list(SPACE.enumerate())
-    session.prefer(subnets[:1], wait=True)
-    before = grown()
+    with session.hold(subnets[:1]):
+        before = grown()
     for gates in subnets * 2:
-        session.prefer([gates], wait=True)
+        with session.hold([gates]):
+            pass
     assert grown() == before
 
 
 def test_a_closed_session_refuses_to_run_and_does_not_mind_being_preferred(session: CompiledSession) -> None:
     session.close()
     session.close()
-    session.prefer([SPACE.default], wait=True)
-    assert session.specialised == ()
+    session.prefer(SPACE.default)
+    with session.hold([SPACE.default]):
+        assert session.specialised == ()
     with pytest.raises(BackendError, match="closed"):
         session.run(image(), SPACE.default)
 
@@ -351,7 +486,7 @@ def test_gates_of_another_model_cannot_be_preferred(session: CompiledSession) ->
     from tests.support.scripted import SPACE as OTHER
 
     with pytest.raises(GateError):
-        session.prefer([OTHER.default])
+        session.prefer(OTHER.default)
 
 
 def test_a_swap_prefers_the_new_subnet(bundle: Bundle, tmp_path: Path) -> None:
@@ -361,8 +496,5 @@ def test_a_swap_prefers_the_new_subnet(bundle: Bundle, tmp_path: Path) -> None:
         session._specialises = True  # on a network of a few microseconds it may not pay
         gates = model.space.parse("1-1-1")
         model.swap(gates)
-        deadline = time.monotonic() + 30
-        while gates not in session.specialised and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert gates in session.specialised
+        wait_for(session, gates)
         answers(model)

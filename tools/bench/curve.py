@@ -204,9 +204,9 @@ def _found(status: AdaptStatus, ratio: float, oracle_ms: float) -> dict[str, Any
 def _timed(session: Session, oracle: Session, gates: Gates, seed: int) -> tuple[float, float, float]:
     """Median of the subnet over that of the oracle, the oracle's p95 and its median, from interleaved rounds."""
     inputs = random_inputs(session.inputs, seed=seed)
-    session.prefer([gates], wait=True)
     pair = [Candidate(session, inputs, gates), Candidate(oracle, inputs, gates)]
-    subnet, reference = measure_candidates(pair, runs=RUNS, seed=seed)
+    with session.hold([gates]):
+        subnet, reference = measure_candidates(pair, runs=RUNS, seed=seed)
     return subnet.p50_ms / reference.p50_ms, reference.p95_ms, reference.p50_ms
 
 

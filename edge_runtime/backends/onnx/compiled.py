@@ -10,16 +10,23 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_runtime.backends.base import Array, SessionOptions, check_gates, check_inputs
+from edge_runtime.backends.base import (
+    Array,
+    SessionOptions,
+    check_gates,
+    check_inputs,
+    random_inputs,
+    relative_difference,
+)
 from edge_runtime.backends.onnx.prepare import SKELETON
-from edge_runtime.backends.onnx.session import create_prepared, foreign_errors
+from edge_runtime.backends.onnx.session import check_signature, create_prepared, foreign_errors
 from edge_runtime.bundle import Manifest, TensorSpec
 from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates
@@ -27,7 +34,10 @@ from edge_runtime.gates import Gates
 __all__ = ["CompiledSession"]
 
 KEPT = 3
-"""Specialised sessions that stay at most beside those that are preferred: the active subnet was often active before."""
+"""Specialised sessions that stay beside those that are held: the active subnet's, and former ones."""
+
+TOLERANCE = 1e-4
+"""Largest difference between the tiers, relative to the largest output; none was ever seen above 1e-6."""
 
 
 class CompiledSession:
@@ -56,10 +66,12 @@ class CompiledSession:
         self._space, self._gate_input = manifest.space, manifest.gate_input
         self._output_names = [spec.name for spec in manifest.outputs]
         self._gated: Any = create_prepared(folder / SKELETON, options)
+        check_signature(self._gated, manifest)
         self._skeleton: Any = None
         self._special: OrderedDict[Gates, Any] = OrderedDict()
         self._making = threading.Lock()
-        self._wanted: tuple[Gates, ...] = ()
+        self._active = manifest.space.default
+        self._held: Counter[Gates] = Counter()
         self._asking = threading.Lock()
         self._serving = False
 
@@ -78,24 +90,39 @@ class CompiledSession:
                 values = gated.run(self._output_names, {**inputs, self._gate_input: vector})
         return dict(zip(self._output_names, values, strict=True))
 
-    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
-        """Make sessions of these subnets alone, in the background or now; see `Session.prefer`."""
+    def prefer(self, gates: Gates) -> None:
+        """Make a session of this subnet alone in the background; see `Session.prefer`."""
+        check_gates(self._space, gates)
+        with self._asking:
+            self._active = gates
+            if not self._specialises or self._gated is None or self._serving or gates in self._special:
+                return
+            self._serving = True
+            try:
+                threading.Thread(target=self._serve, name="nnf-edge-specialise", daemon=True).start()
+            except RuntimeError:  # no more threads: tier 1 serves it
+                self._serving = False
+
+    @contextlib.contextmanager
+    def hold(self, subnets: Sequence[Gates]) -> Iterator[None]:
+        """Make sessions of these subnets now and keep them meanwhile; see `Session.hold`."""
         for gates in subnets:
             check_gates(self._space, gates)
-        if not self._specialises or self._gated is None:
-            return
         with self._asking:
-            self._wanted = tuple(dict.fromkeys(subnets))
-            serve = not wait and not self._serving
-            self._serving = self._serving or serve
-        if wait:
-            self._make_wanted(pause=None)
-        elif serve:
-            threading.Thread(target=self._serve, name="nnf-edge-specialise", daemon=True).start()
+            self._held.update(subnets)
+        try:
+            for gates in subnets if self._specialises else ():
+                self._make(gates)
+            yield
+        finally:
+            with self._asking:
+                self._held.subtract(subnets)
+                self._held = +self._held
+            self._trim()
 
     def close(self) -> None:
         """Drop all native sessions; see `Session.close`."""
-        self._wanted, self._gated = (), None
+        self._gated = None
         with self._making:
             self._special.clear()
             self._skeleton = None
@@ -106,34 +133,51 @@ class CompiledSession:
         return tuple(self._special)
 
     def _serve(self) -> None:
-        """Make what is wanted, and what was wanted meanwhile; what fails is served by tier 1."""
-        done: tuple[Gates, ...] | None = None
+        """Make what is active, and what became active meanwhile."""
+        done: Gates | None = None
         while True:
             with self._asking:
-                if self._wanted == done:
+                if self._active == done:
                     self._serving = False
                     return
-                done = self._wanted
-            with contextlib.suppress(BackendError):
-                self._make_wanted(pause=_give_way)
+                done = self._active
+            self._make(done)
+            self._trim()
 
-    def _make_wanted(self, pause: Callable[[], None] | None) -> None:
-        for gates in self._wanted:
-            with self._making:
-                if self._gated is None:
-                    return
-                if gates not in self._special:
-                    self._special[gates] = self._specialised(gates, pause)
-                self._special.move_to_end(gates)
+    def _make(self, gates: Gates) -> None:
+        """A session of one subnet, compared with the gated one; where that fails, tier 1 serves it."""
         with self._making:
-            while len(self._special) > max(KEPT, len(self._wanted)):
-                self._special.popitem(last=False)
+            gated = self._gated
+            if gated is None:
+                return
+            if gates not in self._special:
+                try:
+                    special = self._specialise(gates)
+                    self._compare(gated, special, gates)
+                except Exception:  # whatever a library raises here, the gated session answers
+                    return
+                self._special[gates] = special
+            self._special.move_to_end(gates)
 
-    def _specialised(self, gates: Gates, pause: Callable[[], None] | None) -> Any:
+    def _trim(self) -> None:
+        """Drop the oldest sessions that are neither active nor held."""
+        with self._making, self._asking:
+            spare = [gates for gates in self._special if gates != self._active and self._held[gates] <= 0]
+            for gates in spare[: max(0, len(self._special) - KEPT)]:
+                del self._special[gates]
+
+    def _specialise(self, gates: Gates) -> Any:
         from edge_runtime.backends.onnx.passes import inline_gates
 
-        inlined = inline_gates(self._read_skeleton(), self._gate_input, gates.vector(), pause=pause)
+        inlined = inline_gates(self._read_skeleton(), self._gate_input, gates.vector(), pause=_give_way)
         return create_prepared(inlined.SerializeToString(), self._options, folder=self.folder)
+
+    def _compare(self, gated: Any, special: Any, gates: Gates) -> None:
+        inputs = random_inputs(self.inputs, seed=0)
+        feeds = {**inputs, self._gate_input: np.array(gates.vector(), dtype=np.int64)}
+        wanted, found = gated.run(self._output_names, feeds), special.run(self._output_names, inputs)
+        if not all(relative_difference(one, other) <= TOLERANCE for one, other in zip(wanted, found, strict=True)):
+            raise BackendError(f"subnet {gates} alone answers otherwise")
 
     def _read_skeleton(self) -> Any:
         if self._skeleton is None:

@@ -8,11 +8,12 @@ compared with the gated graph before it is given away.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from edge_runtime.backends.base import Array, SessionOptions, random_inputs
+from edge_runtime.backends.base import Array, SessionOptions, random_inputs, relative_difference
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.passes import inline_gates
 from edge_runtime.backends.onnx.session import WEIGHTS_FILE, foreign_errors, open_portable
@@ -41,8 +42,10 @@ def export_subnet(bundle: Bundle, gates: Gates) -> bytes:
 
     check_graph(bundle)
     model = onnx.load_from_string(bundle.model_bytes)
-    static = inline_gates(model, bundle.manifest.gate_input, gates.vector())
-    _Folding(static.graph, bundle.weights).fold()
+    with foreign_errors("the subnet cannot be exported"):
+        read = partial(_read_tensor, weights=bundle.weights)
+        static = inline_gates(model, bundle.manifest.gate_input, gates.vector(), read=read)
+        _Folding(static.graph, bundle.weights).fold()
     static.producer_name = "nnf-edge"
     static.doc_string = f"{bundle.manifest.name}, subnet {gates}, of the bundle {bundle.digest}"
     with foreign_errors("the exported graph is not valid ONNX"):
@@ -60,7 +63,7 @@ def _compare(bundle: Bundle, gates: Gates, data: bytes) -> None:
             inputs = random_inputs(bundle.manifest.inputs, seed=batch, batch=batch)
             wanted, found = gated.run(inputs, gates), alone.run(inputs)
             for name, value in wanted.items():
-                worst = float(np.abs(value - found[name]).max()) / (float(np.abs(value).max()) or 1.0)
+                worst = relative_difference(value, found[name])
                 if not worst <= TOLERANCE:
                     raise BackendError(f"output {name!r} of the exported subnet differs by {worst:.1e}")
     finally:
@@ -88,6 +91,7 @@ class _Folding:
             conv = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
             if conv is not None and self._uses[conv.output[0]] == 1 and self._uses[conv.input[1]] == 1:
                 self._into(conv, node)
+                makers[conv.output[0]] = conv  # another normalisation may follow
             else:
                 kept.append(node)
         self._graph.ClearField("node")
@@ -104,24 +108,32 @@ class _Folding:
         weight = self._value(conv.input[1]).astype(np.float64)
         bias = self._value(conv.input[2]).astype(np.float64) if len(conv.input) > 2 else 0.0
         self._folded[conv.input[1]] = (weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))).astype(np.float32)
-        name = f"{conv.output[0]}.bias"
+        name = self._free(f"{conv.output[0]}.bias")
         self._folded[name] = (shift + (bias - mean) * factor).astype(np.float32)
         conv.input[:] = [conv.input[0], conv.input[1], name]
         conv.output[0] = norm.output[0]
 
-    def _value(self, name: str) -> Array:
-        """A tensor, from the weight file where it lies there."""
-        from onnx import TensorProto, helper, numpy_helper
+    def _free(self, wanted: str) -> str:
+        name = wanted
+        while name in self._tensors or name in self._folded:
+            name += "~"
+        return name
 
-        if name in self._folded:
-            return self._folded[name]
-        tensor = self._tensors[name]
-        if tensor.data_location != TensorProto.EXTERNAL:
-            inside: Array = numpy_helper.to_array(tensor)
-            return inside
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        if where["location"] != WEIGHTS_FILE:
-            raise BackendError(f"tensor {name!r} lies in {where['location']!r}")
-        start = int(where.get("offset", 0))
-        raw = self._weights[start : start + int(where["length"])]
-        return np.frombuffer(raw, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
+    def _value(self, name: str) -> Array:
+        """A tensor, as folded so far."""
+        return self._folded[name] if name in self._folded else _read_tensor(self._tensors[name], self._weights)
+
+
+def _read_tensor(tensor: Any, weights: bytes) -> Array:
+    """The value of a TensorProto, from the bundle's weight file where it lies there; no other file is read."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    if tensor.data_location != TensorProto.EXTERNAL:
+        inside: Array = numpy_helper.to_array(tensor)
+        return inside
+    where = {entry.key: entry.value for entry in tensor.external_data}
+    if where["location"] != WEIGHTS_FILE:
+        raise BackendError(f"tensor {tensor.name!r} lies in {where['location']!r}")
+    start = int(where.get("offset", 0))
+    raw = weights[start : start + int(where["length"])]
+    return np.frombuffer(raw, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))

@@ -10,11 +10,9 @@ Runs in a process of its own (`compile_bundle` starts it), because optimising ta
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import random
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.backends.base import Array, SessionOptions, random_inputs
+from edge_runtime.backends.base import Array, SessionOptions, random_inputs, relative_difference
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.passes import inline_gates, keep_blocked, make_names_unique, value_shapes
-from edge_runtime.backends.onnx.session import create_dump, create_prepared, foreign_errors
+from edge_runtime.backends.onnx.session import check_signature, create_dump, create_prepared, foreign_errors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, EdgeError
 from edge_runtime.gates import Gates
@@ -52,7 +50,6 @@ GAIN_SECONDS = 0.15
 
 GAIN_RUNS = 40
 
-_PR_SET_PDEATHSIG = 1
 _PIECE = 1 << 20
 
 
@@ -102,9 +99,12 @@ def _make(form: str, attempt: _Attempt) -> float:
     """Write one form; its largest relative difference from the portable graph."""
     reference = _dump(form, attempt)
     prepared = create_prepared(attempt.folder / SKELETON, attempt.options)
-    worst = max(_differences(reference, prepared, attempt))
-    if not worst <= TOLERANCE:
-        raise BackendError(f"its outputs differ from the portable graph's by {worst:.1e}")
+    check_signature(prepared, attempt.bundle.manifest)
+    worst = 0.0
+    for difference in _differences(reference, prepared, attempt):
+        if not difference <= TOLERANCE:
+            raise BackendError(f"its outputs differ from the portable graph's by {difference:.1e}")
+        worst = max(worst, difference)
     return worst
 
 
@@ -126,12 +126,13 @@ def _dump(form: str, attempt: _Attempt) -> Any:
 def _differences(reference: Any, prepared: Any, attempt: _Attempt) -> Iterator[float]:
     """Relative differences of all outputs, over subnets and over one image and two."""
     manifest = attempt.bundle.manifest
+    names = [spec.name for spec in manifest.outputs]
     for number, gates in enumerate(attempt.vectors()):
         inputs = random_inputs(manifest.inputs, seed=attempt.seed + number, batch=1 + number % 2)
         feeds = {**inputs, manifest.gate_input: np.array(gates.vector(), np.int64)}
         with foreign_errors(f"the prepared graph cannot run subnet {gates}"):
-            wanted, found = reference.run(None, feeds), prepared.run(None, feeds)
-        yield from (_difference(one, other) for one, other in zip(wanted, found, strict=True))
+            wanted, found = reference.run(names, feeds), prepared.run(names, feeds)
+        yield from (relative_difference(one, other) for one, other in zip(wanted, found, strict=True))
 
 
 def _specialised_gain(attempt: _Attempt) -> float:
@@ -170,14 +171,7 @@ def _ratio(first: Callable[[], object], second: Callable[[], object]) -> float:
 
 
 def _close(wanted: list[Array], found: list[Array]) -> bool:
-    return all(_difference(one, other) <= TOLERANCE for one, other in zip(wanted, found, strict=True))
-
-
-def _difference(wanted: Array, found: Array) -> float:
-    """Largest difference of two outputs, relative to the largest magnitude; inf where one is not finite."""
-    if not np.isfinite(found).all():
-        return float("inf")
-    return float(np.abs(wanted - found).max()) / (float(np.abs(wanted).max()) or 1.0)
+    return all(relative_difference(one, other) <= TOLERANCE for one, other in zip(wanted, found, strict=True))
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -196,8 +190,6 @@ def file_sha256(path: Path) -> str:
 
 def main(request: dict[str, Any], answer: Callable[[str], object]) -> None:
     """The child process: prepare, write the record last, answer one line of JSON."""
-    with contextlib.suppress(OSError, AttributeError):  # not on this kernel: then it ends by itself a little later
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with contextlib.suppress(OSError):  # where memory runs out, the kernel shall take this process and not its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from edge_runtime.backends.base import Array, SessionOptions, check_gates, check_inputs
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.telemetry import import_onnxruntime
-from edge_runtime.bundle import Bundle, TensorSpec
+from edge_runtime.bundle import Bundle, Manifest, TensorSpec
 from edge_runtime.errors import BackendError, BundleError, ResourceError
 from edge_runtime.gates import Gates
 
@@ -50,10 +50,15 @@ class PortableSession:
             values = native.run(self._output_names, feeds)
         return dict(zip(self._output_names, values, strict=True))
 
-    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
+    def prefer(self, gates: Gates) -> None:
         """Nothing runs quicker here than the gated graph; see `Session.prefer`."""
+        check_gates(self._space, gates)
+
+    def hold(self, subnets: Sequence[Gates]) -> AbstractContextManager[None]:
+        """Nothing runs quicker here than the gated graph; see `Session.hold`."""
         for gates in subnets:
             check_gates(self._space, gates)
+        return nullcontext()
 
     def close(self) -> None:
         """Drop the native session; see `Session.close`."""
@@ -69,7 +74,12 @@ def open_portable(bundle: Bundle, options: SessionOptions) -> PortableSession:
     """
     check_graph(bundle)
     native = create_native(bundle.model_bytes, bundle.weights, options)
-    manifest = bundle.manifest
+    check_signature(native, bundle.manifest)
+    return PortableSession(native, bundle, options)
+
+
+def check_signature(native: Any, manifest: Manifest) -> None:
+    """Raise `BundleError` unless a gated session takes and gives the tensors that the manifest names."""
     found = {value.name for value in native.get_inputs()}
     wanted = {spec.name for spec in manifest.inputs} | {manifest.gate_input}
     if found != wanted or not {spec.name for spec in manifest.outputs} <= {v.name for v in native.get_outputs()}:
@@ -77,7 +87,6 @@ def open_portable(bundle: Bundle, options: SessionOptions) -> PortableSession:
             f"the graph takes {', '.join(sorted(found))}, the manifest says {', '.join(sorted(wanted))}",
             hint="export the model again",
         )
-    return PortableSession(native, bundle, options)
 
 
 def create_native(
@@ -93,12 +102,6 @@ def create_native(
     `profile_prefix` and `dump_to` are our own paths that it writes its profile and its optimised graph to.
     """
     runtime = import_onnxruntime()
-    missing = [name for name in options.providers if name not in runtime.get_available_providers()]
-    if missing:
-        raise BackendError(
-            f"this onnxruntime has no {', '.join(missing)}",
-            hint=f"it has {', '.join(runtime.get_available_providers())}",
-        )
     settings = _native_options(runtime, options)
     if profile_prefix is not None:
         settings.enable_profiling = True
@@ -151,6 +154,13 @@ def _create(runtime: Any, model_bytes: bytes, weights: bytes, settings: Any, opt
 
 
 def _native_options(runtime: Any, options: SessionOptions) -> Any:
+    """Settings of a session. A provider that is missing is refused: onnxruntime would quietly use the CPU."""
+    missing = [name for name in options.providers if name not in runtime.get_available_providers()]
+    if missing:
+        raise BackendError(
+            f"this onnxruntime has no {', '.join(missing)}",
+            hint=f"it has {', '.join(runtime.get_available_providers())}",
+        )
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.inter_op_num_threads = 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from edge_runtime.backends.base import Array, SessionOptions, check_inputs
@@ -39,8 +40,12 @@ class StaticSession:
             values = native.run(self._output_names, dict(inputs))
         return dict(zip(self._output_names, values, strict=True))
 
-    def prefer(self, subnets: Sequence[Gates], *, wait: bool = False) -> None:
+    def prefer(self, gates: Gates) -> None:
         """There is nothing to prefer; see `Session.prefer`."""
+
+    def hold(self, subnets: Sequence[Gates]) -> AbstractContextManager[None]:
+        """There is nothing to prefer; see `Session.hold`."""
+        return nullcontext()
 
     def close(self) -> None:
         """Drop the native session; see `Session.close`."""

@@ -77,6 +77,13 @@ class _Scope:
             return self._values[name]
         return self._parent.find(name) if self._parent else _Value(plain=name)
 
+    def rename(self, old: str, new: str) -> None:
+        """Follow a blocked value to a new name, wherever it is known."""
+        for name, value in self._values.items():
+            if value.blocked == old:
+                self._values[name] = replace(value, blocked=new)
+        self._converted = {(new if at == old else at, to): made for (at, to), made in self._converted.items()}
+
     def remember(self, source: str, blocked: bool, made: str) -> None:
         """A conversion that was put into this graph."""
         self._converted[source, blocked] = made
@@ -136,8 +143,9 @@ class _Rewriter:
         for output in graph.output:
             value = scope.find(output.name)
             if value.blocked == output.name:  # the name is wanted for the plain value
-                value = replace(value, blocked=f"{output.name}~blocked")
-                _rename(scope.nodes, output.name, str(value.blocked))
+                _rename(scope.nodes, output.name, f"{output.name}~blocked")
+                scope.rename(output.name, f"{output.name}~blocked")
+                value = scope.find(output.name)
             self._deliver(scope, value, output.name, blocked=False)
         graph.ClearField("node")
         graph.node.extend(scope.nodes)
@@ -162,7 +170,11 @@ class _Rewriter:
             self._decision(node, scope)
         elif node.domain == NCHWC_DOMAIN:
             self._blocked_operator(node, scope)
-        elif not (self._added(node, scope) or self._placeless(node, scope)):
+        elif self._added(node, scope) or self._placeless(node, scope):
+            pass
+        elif any(name in self._blocked for name in node.input):
+            self._blocked_operator(node, scope)  # onnxruntime itself left it on blocked values
+        else:
             self._emit(node, [self._as(scope, name, blocked=False) for name in node.input], scope)
 
     def _reorder_input(self, node: Any, scope: _Scope) -> None:

@@ -21,7 +21,12 @@ _MOST_KNOWN = 64
 
 
 def inline_gates(
-    model: Any, gate_input: str, vector: tuple[int, ...], *, pause: Callable[[], None] | None = None
+    model: Any,
+    gate_input: str,
+    vector: tuple[int, ...],
+    *,
+    pause: Callable[[], None] | None = None,
+    read: Callable[[Any], Array] | None = None,
 ) -> Any:
     """A new ModelProto without the gate input, for one gate vector.
 
@@ -30,13 +35,14 @@ def inline_gates(
         gate_input: Name of its int64 gate vector.
         vector: The subnet.
         pause: Called after every node; in a background thread it lets the foreground have the interpreter.
+        read: Gives the value of a TensorProto; None: those inside the model are read, and no file is.
 
     Raises:
         BackendError: The gates do not settle a decision of the graph.
     """
     import onnx
 
-    flat = _Flat(model.graph, gate_input, vector, pause)
+    flat = _Flat(model.graph, gate_input, vector, pause, read)
     flat.graph(model.graph)
     made = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
     made.opset_import.extend(model.opset_import)
@@ -50,10 +56,17 @@ def inline_gates(
 class _Flat:
     """The nodes of the chosen branches in one list."""
 
-    def __init__(self, graph: Any, gate_input: str, vector: tuple[int, ...], pause: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        graph: Any,
+        gate_input: str,
+        vector: tuple[int, ...],
+        pause: Callable[[], None] | None,
+        read: Callable[[Any], Array] | None,
+    ) -> None:
         from onnx import NodeProto
 
-        self._node_type, self._pause = NodeProto, pause
+        self._node_type, self._pause, self._read = NodeProto, pause, read
         self._known: dict[str, Array] = {gate_input: np.array(vector, np.int64)}
         self._alias: dict[str, str] = {}
         self._tensors: dict[str, Any] = {}
@@ -66,8 +79,9 @@ class _Flat:
 
         for tensor in graph.initializer:
             self._tensors[tensor.name] = tensor
-            if tensor.data_type in (tensor.INT64, tensor.BOOL) and _elements(tensor) <= _MOST_KNOWN:
-                self._known[tensor.name] = numpy_helper.to_array(tensor)
+            small = tensor.data_type in (tensor.INT64, tensor.BOOL) and _elements(tensor) <= _MOST_KNOWN
+            if small and (self._read or tensor.data_location != tensor.EXTERNAL):
+                self._known[tensor.name] = self._read(tensor) if self._read else numpy_helper.to_array(tensor)
         for node in graph.node:
             self._node(node)
             if self._pause:

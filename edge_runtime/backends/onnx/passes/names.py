@@ -26,8 +26,10 @@ def branches_of(node: Any) -> Iterator[Any]:
 
 class _Names:
     def __init__(self, graph: Any) -> None:
+        self._outermost = graph
         self._seen: set[str] = set(_all_names(graph))
-        self._values: set[str] = {value.name for value in graph.input}
+        self._outputs = {value.name for value in graph.output}
+        self._values: set[str] = {value.name for value in graph.input} | self._outputs
         self._nodes: set[str] = set()
 
     def rename(self, graph: Any, inherited: dict[str, str]) -> None:
@@ -41,7 +43,7 @@ class _Names:
             for branch in branches_of(node):
                 self.rename(branch, renamed)
             for index, name in enumerate(node.output):
-                if name:
+                if name and not (graph is self._outermost and name in self._outputs):
                     node.output[index] = self._claim(name, renamed)
             node.name = self._fresh(node.name, self._nodes)
         for value in [*graph.output, *graph.value_info]:
