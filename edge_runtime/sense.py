@@ -99,9 +99,9 @@ def memory_available_bytes(root: Path = ROOT) -> Known[int]:
     free = _meminfo(root, "MemAvailable")
     limits = []
     for folder in _cgroups(root):
-        most, used = _int_file(folder / "memory.max"), _int_file(folder / "memory.current")
-        if most is not None:
-            limits.append(max(0, most - (used or 0)))
+        limit = [most for name in ("memory.max", "memory.high") if (most := _int_file(folder / name)) is not None]
+        used = (_int_file(folder / "memory.current") or 0) - _reclaimable(folder)
+        limits += [max(0, most - used) for most in limit]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)
@@ -277,6 +277,14 @@ def _cgroups(root: Path) -> list[Path]:
                 return [top]
             return [top / inner, *(top / parent for parent in inner.parents if parent != inner)]
     return []
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of a cgroup's memory that the kernel gives up at once: files that were read long ago."""
+    text = _read(folder / "memory.stat")
+    counts = dict(line.split(None, 1) for line in text.splitlines() if " " in line) if isinstance(text, str) else {}
+    found = (counts.get(name, "") for name in ("inactive_file", "slab_reclaimable"))
+    return sum(int(count) for count in found if count.isdigit())
 
 
 def _cpu_quota(folder: Path) -> float | None:

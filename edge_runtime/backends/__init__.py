@@ -11,6 +11,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
 
 if TYPE_CHECKING:
+    from edge_runtime.backends.onnx.compiled import CompiledSession
     from edge_runtime.backends.onnx.static import StaticSession
 
 __all__ = [
@@ -63,7 +64,7 @@ def compile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, *, key
     compile_(bundle, options, folder, key=key, seconds=seconds)
 
 
-def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key: str) -> Session:
+def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key: str) -> CompiledSession:
     """Open what `compile_bundle` made. The graph and its weights are not looked at: they were, when it was made.
 
     Raises:

@@ -61,7 +61,7 @@ def _compiled(bundle: Bundle, options: SessionOptions, state: StateDir, name: st
     except BaseException:
         session.close()
         raise
-    return session, f"{session.name}, prepared on this machine"
+    return session, f"{session.name}, prepared on this machine" + (f" ({session.note})" if session.note else "")
 
 
 def _usable(folder: Path, key: str) -> bool:

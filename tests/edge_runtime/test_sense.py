@@ -42,6 +42,7 @@ READERS = [
     sense.cpu_model,
     sense.cpu_pressure,
     sense.governor,
+    sense.memory_available_bytes,
     sense.memory_total_bytes,
     sense.temperature_c,
 ]
@@ -137,6 +138,21 @@ def test_memory_respects_the_cgroup(pi5: Path) -> None:
         },
     )
     assert sense.memory_total_bytes(pi5) == 256 << 20
+
+
+def test_memory_that_is_free_is_what_the_tightest_limit_leaves(pi5: Path) -> None:
+    meminfo = "MemTotal:        8245248 kB\nMemAvailable:    4000000 kB\n"
+    scope = "sys/fs/cgroup/user.slice/app.scope"
+    tree(pi5, {"proc/meminfo": meminfo})
+    assert sense.memory_available_bytes(pi5) == 4000000 * 1024
+    files = {f"{scope}/memory.max": f"{1 << 30}\n", f"{scope}/memory.current": f"{900 << 20}\n"}
+    tree(pi5, files)
+    assert sense.memory_available_bytes(pi5) == 124 << 20
+    # Files that were read long ago count as used, and are given up at once.
+    tree(pi5, {f"{scope}/memory.stat": f"anon 1000\ninactive_file {800 << 20}\nslab_reclaimable x\n"})
+    assert sense.memory_available_bytes(pi5) == 924 << 20
+    tree(pi5, {f"{scope}/memory.high": f"{512 << 20}\n"})
+    assert sense.memory_available_bytes(pi5) == 412 << 20
 
 
 def test_a_cgroup_path_cannot_leave_its_tree(pi5: Path) -> None:

@@ -108,7 +108,9 @@ def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key:
     """
     record = read_record(folder, key)
     specialises = record["gain"] >= LEAST_GAIN
-    return CompiledSession(folder, bundle.manifest, options, form=record["form"], specialises=specialises)
+    refused = record["refused"] if isinstance(record.get("refused"), dict) else {}
+    note = "; ".join(f"{form} refused: {str(reason)[:100]}" for form, reason in refused.items())
+    return CompiledSession(folder, bundle.manifest, options, form=record["form"], specialises=specialises, note=note)
 
 
 def read_record(folder: Path, key: str) -> dict[str, Any]:

@@ -54,9 +54,11 @@ class CompiledSession:
     maps_weights = True
 
     def __init__(
-        self, folder: Path, manifest: Manifest, options: SessionOptions, *, form: str, specialises: bool
+        self, folder: Path, manifest: Manifest, options: SessionOptions, *, form: str, specialises: bool, note: str = ""
     ) -> None:
         self.name = f"onnxruntime-{form}"
+        self.note = note
+        """What the form is worth knowing of, for people: why a quicker one was refused; empty where it is the best."""
         self.threads = options.threads
         self.inputs: tuple[TensorSpec, ...] = manifest.inputs
         self.outputs: tuple[TensorSpec, ...] = manifest.outputs
