@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from builder.elastify.supernet import Supernet
 from builder.export.lower import lower
-from builder.export.writer import GraphWriter
+from builder.onnx_writer import GraphWriter
 
 __all__ = ["GatedGraph", "gated_graph"]
 

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from builder.elastify.trace import module_of, shape_of
 from builder.errors import BuildError
-from builder.export.writer import GraphWriter
+from builder.onnx_writer import GraphWriter
 
 __all__ = ["lower"]
 

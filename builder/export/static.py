@@ -9,7 +9,7 @@ from torch import nn
 from builder.elastify.supernet import Supernet
 from builder.elastify.trace import shape_of, trace
 from builder.export.lower import lower
-from builder.export.writer import GraphWriter
+from builder.onnx_writer import GraphWriter
 from edge_runtime.gates import Gates
 
 __all__ = ["static_graph", "static_model"]

@@ -13,7 +13,6 @@ With --work the trainings are resumable. Takes about ten minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import common
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -34,27 +34,13 @@ from builder.recipes.demo_config import DEMO, as_image_set, fit_config
 from builder.runlog import RunLog
 from builder.scenes import CLASSES
 from edge_runtime.backends import SessionOptions, open_static
-from edge_runtime.errors import EdgeError
 from edge_runtime.gates import GateGroup, GateSpace
-from edge_runtime.measure import Candidate, machine_lock, measure_candidates
+from edge_runtime.measure import Candidate, measure_candidates
 
 UNGATED = GateSpace((GateGroup("network", "choice", ("whole",)),)).default
 """A static graph has nothing to switch."""
 
 NETWORKS: Mapping[str, DemoConfig] = {"oracle": ORACLE, "small": SMALL}
-
-
-def main() -> int:
-    """Runs the check; exit code 0, or the error's own with its message on stderr."""
-    arguments = _arguments()
-    try:
-        with machine_lock("tools/bench/scenes.py"):
-            result = _bench(arguments)
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(result))
-    return 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that render")
     parser.add_argument("--runs", type=int, default=400, help="recorded runs of each network")
     parser.add_argument("--work", type=Path, help="folder for checkpoints and the log; none: not resumable")
+    parser.add_argument("--json", help="write the result to this file too")
     return parser.parse_args()
 
 
@@ -81,7 +68,6 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     for name, latency_ms in _latencies(networks, arguments).items():
         figures[name]["p50_ms"] = round(latency_ms, 4)
     return {
-        "bench": "scenes",
         "render_ms_per_image_and_core": round(render_s * 1e3 * arguments.workers / DEMO.train_images, 3),
         "train_images": DEMO.train_images,
         "test_images": DEMO.test_images,
@@ -138,4 +124,4 @@ def _gap(oracle: npt.NDArray[np.bool_], small: npt.NDArray[np.bool_]) -> dict[st
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(common.run("scenes", _bench, _arguments()))
