@@ -10,7 +10,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from edge_runtime.backends import SessionOptions, compile_bundle, export_subnet, open_compiled, open_session, open_static
+from edge_runtime.backends import (
+    SessionOptions,
+    compile_bundle,
+    export_subnet,
+    open_compiled,
+    open_session,
+    open_static,
+)
 from edge_runtime.backends.base import random_inputs, relative_difference
 from edge_runtime.search import random_gates
 
