@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.backends.base import Array, KernelProfile, RefusedError, Session, SessionOptions
+from edge_runtime.backends.base import Array, DamagedError, KernelProfile, RefusedError, Session, SessionOptions
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Array",
+    "DamagedError",
     "KernelProfile",
     "RefusedError",
     "Session",
@@ -68,7 +69,8 @@ def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key:
     """Open what `compile_bundle` made. The graph and its weights are not looked at: they were, when it was made.
 
     Raises:
-        BackendError: The folder is incomplete, damaged or of another key (`is_prepared` tells), or cannot be opened.
+        DamagedError: The folder is incomplete, damaged or of another key.
+        BackendError: It belongs to another user, or cannot be opened.
     """
     from edge_runtime.backends.onnx.compile import open_compiled as open_
 
@@ -81,7 +83,7 @@ def is_prepared(folder: Path, *, key: str) -> bool:
     Raises:
         BackendError: That cannot be told: it belongs to another user, or cannot be read now.
     """
-    from edge_runtime.backends.onnx.compile import DamagedError, read_record
+    from edge_runtime.backends.onnx.compile import read_record
 
     try:
         read_record(folder, key)

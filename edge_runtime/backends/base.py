@@ -22,6 +22,7 @@ from edge_runtime.gates import Gates, GateSpace
 
 __all__ = [
     "Array",
+    "DamagedError",
     "KernelProfile",
     "RefusedError",
     "Session",
@@ -120,6 +121,10 @@ class Session(Protocol):
 
 class RefusedError(BackendError):
     """A graph cannot be prepared on this machine, and would not be at a second try."""
+
+
+class DamagedError(BackendError):
+    """A prepared folder is not what its record says; making it again mends that."""
 
 
 @dataclass(frozen=True, slots=True)

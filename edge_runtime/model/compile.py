@@ -9,15 +9,27 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_runtime import __version__, sense
-from edge_runtime.backends import RefusedError, compile_bundle, is_prepared, open_compiled, open_session, runtime_build
+from edge_runtime.backends import (
+    DamagedError,
+    RefusedError,
+    compile_bundle,
+    is_prepared,
+    open_compiled,
+    open_session,
+    runtime_build,
+)
 from edge_runtime.backends.base import Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, ResourceError, StateError
 from edge_runtime.state import StateDir
+
+if TYPE_CHECKING:
+    from edge_runtime.backends.onnx.compiled import CompiledSession
 
 __all__ = ["open_quickest"]
 
@@ -50,18 +62,25 @@ def open_quickest(
 def _compiled(bundle: Bundle, options: SessionOptions, state: StateDir, name: str, key: str) -> tuple[Session, str]:
     """What is kept, or what is made in its place where it is missing or damaged."""
     _check_refusal(state, name)
-    folder = state.folder(
-        name, lambda beside: _compile(bundle, options, beside, state, name, key), usable=lambda f: _usable(f, key)
-    )
-    if folder is None:
-        raise StateError("there is no state directory to prepare it in")
-    session = open_compiled(bundle, options, folder, key=key)
+    try:
+        session = _opened(bundle, options, state, name, key, usable=Path.is_dir)  # its bytes are judged as it is opened
+    except DamagedError:
+        session = _opened(bundle, options, state, name, key, usable=lambda folder: _usable(folder, key))
     try:
         session.run(random_inputs(session.inputs, seed=0), bundle.manifest.space.default)
     except BaseException:
         session.close()
         raise
     return session, f"{session.name}, prepared on this machine" + (f" ({session.note})" if session.note else "")
+
+
+def _opened(
+    bundle: Bundle, options: SessionOptions, state: StateDir, name: str, key: str, *, usable: Callable[[Path], bool]
+) -> CompiledSession:
+    folder = state.folder(name, lambda beside: _compile(bundle, options, beside, state, name, key), usable=usable)
+    if folder is None:
+        raise StateError("there is no state directory to prepare it in")
+    return open_compiled(bundle, options, folder, key=key)
 
 
 def _usable(folder: Path, key: str) -> bool:

@@ -315,7 +315,7 @@ def test_a_provider_that_is_missing_is_an_error_and_not_the_cpu(bundle: Bundle, 
         EdgeModel.load(bundle.source, providers=["NoSuchProvider"], state_dir=tmp_path, budget=Budget())
 
 
-def test_two_processes_prepare_it_once(bundle: Bundle, tmp_path: Path) -> None:
+def test_several_callers_at_once_make_it_once(bundle: Bundle, tmp_path: Path) -> None:
     state = StateDir.open(tmp_path)
     made: list[int] = []
 

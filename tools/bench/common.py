@@ -42,6 +42,11 @@ def run(name: str, bench: Bench, arguments: argparse.Namespace) -> int:
 def _origin(name: str) -> dict[str, Any]:
     return {
         "schema": f"nnf-edge/bench-{name}/1",
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(_without_folder, sys.argv)]),
         "device": sense.device_context(runtime_versions()),
     }
+
+
+def _without_folder(word: str) -> str:
+    """An argument of the command; of a path on this machine only the file's name."""
+    return Path(word).name if Path(word).is_absolute() else word

@@ -14,13 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from edge_runtime.backends.base import RefusedError, SessionOptions
+from edge_runtime.backends.base import DamagedError, RefusedError, SessionOptions
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.backends.onnx.prepare import FORMS, RECORD, SKELETON, TENSORS, file_sha256
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError
 
-__all__ = ["DamagedError", "compile_bundle", "open_compiled", "read_record"]
+__all__ = ["compile_bundle", "open_compiled", "read_record"]
 
 LEAST_GAIN = 1.01
 """A specialised session has to be quicker than the gated one by this factor to be worth its memory."""
@@ -40,10 +40,6 @@ sys.path[:] = request["path"]
 from edge_runtime.backends.onnx.prepare import main
 main(request, print)
 """
-
-
-class DamagedError(BackendError):
-    """A prepared folder is not what its record says; making it again mends that."""
 
 
 def compile_bundle(bundle: Bundle, options: SessionOptions, folder: Path, *, key: str, seconds: float) -> None:

@@ -32,7 +32,7 @@ from edge_runtime.errors import BackendError, EdgeError
 from edge_runtime.gates import Gates
 from edge_runtime.search import covering_vectors, random_gates
 
-__all__ = ["FORMS", "RECORD", "SKELETON", "TENSORS", "file_sha256", "main", "prepare"]
+__all__ = ["FORMS", "RECORD", "SKELETON", "TENSORS", "file_sha256", "main", "outputs_agree", "prepare"]
 
 SKELETON, TENSORS, RECORD = "skeleton.onnx", "tensors.bin", "record.json"
 
@@ -87,7 +87,7 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
     for form in FORMS:
         try:
             error = _make(form, attempt)
-        except (EdgeError, AssertionError) as reason:
+        except EdgeError as reason:
             refused[form] = str(reason)
             continue
         gain = _specialised_gain(attempt)
@@ -151,7 +151,7 @@ def _specialised_gain(attempt: _Attempt) -> float:
         except BackendError:
             return 0.0
         feeds = {**inputs, manifest.gate_input: np.array(gates.vector(), np.int64)}
-        if not _close(gated.run(None, feeds), special.run(None, inputs)):
+        if not outputs_agree(gated.run(None, feeds), special.run(None, inputs)):
             return 0.0
         ratios.append(_ratio(partial(gated.run, None, feeds), partial(special.run, None, inputs)))
     return statistics.median(ratios)
@@ -170,7 +170,8 @@ def _ratio(first: Callable[[], object], second: Callable[[], object]) -> float:
     return statistics.median(times[0]) / statistics.median(times[1])
 
 
-def _close(wanted: list[Array], found: list[Array]) -> bool:
+def outputs_agree(wanted: list[Array], found: list[Array]) -> bool:
+    """Whether all outputs of two forms of one subnet are within `TOLERANCE`."""
     return all(relative_difference(one, other) <= TOLERANCE for one, other in zip(wanted, found, strict=True))
 
 

@@ -3,7 +3,7 @@
 onnxruntime converts at every boundary, because a branch declares what it gives as NCHW: a ReorderOutput at the end of
 one branch and a ReorderInput at the start of the next; and a residual Add or an activation after an `If` can no longer
 be part of a convolution. Here each value is known in one or both layouts, and converted only where an operator needs
-the other one; so the result is right for any graph, and quick where blocked operators meet. An Add or activation of
+the other one, whatever the graph looks like; a value whose layout cannot be changed is refused. An Add or Relu of
 blocked values is folded into the convolution that makes one of them, as onnxruntime itself does inside one graph.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from edge_runtime.backends.onnx.passes.names import branches_of
+from edge_runtime.backends.onnx.passes.names import branches_of, integer_of
 from edge_runtime.errors import BackendError
 
 __all__ = ["NCHWC_DOMAIN", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
@@ -45,7 +45,7 @@ class CrossingReport:
     """Conversions that were put where an operator needs the other layout."""
 
     folded: int = 0
-    """Adds and activations that became part of a convolution."""
+    """Adds and Relus that became part of a convolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +157,13 @@ class _Rewriter:
         return scope
 
     def _node(self, node: Any, scope: _Scope) -> None:
-        converts = node.domain == NCHWC_DOMAIN and not _integer(node, "channels_last")
+        converts = node.domain == NCHWC_DOMAIN and not integer_of(node, "channels_last")
         if converts and node.op_type == "ReorderInput":
             self._reorder_input(node, scope)
         elif converts and node.op_type == "ReorderOutput":
             self._report.dropped += 1
             value = scope.find(node.input[0])
-            self._alias(node, replace(value, plain=None, channels=_integer(node, "channels")), scope)
+            self._alias(node, replace(value, plain=None, channels=integer_of(node, "channels")), scope)
         elif node.op_type == "Identity":
             self._alias(node, scope.find(node.input[0]), scope)
         elif node.op_type == "If":
@@ -331,7 +331,3 @@ def _rename(nodes: Iterable[Any], old: str, new: str) -> None:
 
 def _dims(value: Any) -> Shape:
     return tuple(dim.dim_value or dim.dim_param for dim in value.type.tensor_type.shape.dim)
-
-
-def _integer(node: Any, name: str) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), 0)

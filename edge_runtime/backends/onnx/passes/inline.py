@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edge_runtime.backends.base import Array
+from edge_runtime.backends.onnx.passes.names import integer_of
 from edge_runtime.errors import BackendError
 
 __all__ = ["inline_gates"]
@@ -149,18 +150,14 @@ def _axes(node: Any, inputs: list[Array]) -> tuple[int, ...]:
 
 
 def _gather(node: Any, inputs: list[Array]) -> list[Array]:
-    return [np.take(inputs[0], inputs[1], axis=_integer(node, "axis"))]
+    return [np.take(inputs[0], inputs[1], axis=integer_of(node, "axis"))]
 
 
 def _split(node: Any, inputs: list[Array]) -> list[Array]:
     """One Split is what onnxruntime of the Gathers that take the gate vector apart."""
-    axis, count = _integer(node, "axis"), len(node.output)
+    axis, count = integer_of(node, "axis"), len(node.output)
     sizes = inputs[1] if len(inputs) > 1 else [inputs[0].shape[axis] // count] * count
     return np.split(inputs[0], np.cumsum(sizes)[:-1], axis)
-
-
-def _integer(node: Any, name: str) -> int:
-    return next((int(attribute.i) for attribute in node.attribute if attribute.name == name), 0)
 
 
 _EVALUATED: Mapping[str, Callable[[Any, list[Array]], list[Array]]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["branches_of", "make_names_unique"]
+__all__ = ["branches_of", "integer_of", "make_names_unique"]
 
 
 def make_names_unique(model: Any) -> None:
@@ -22,6 +22,11 @@ def branches_of(node: Any) -> Iterator[Any]:
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
+
+
+def integer_of(node: Any, attribute_name: str) -> int:
+    """An integer attribute of a node; 0, the default of all that are asked for here, where it is not set."""
+    return next((int(attribute.i) for attribute in node.attribute if attribute.name == attribute_name), 0)
 
 
 class _Names:
