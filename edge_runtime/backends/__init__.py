@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_runtime.backends.base import Array, DamagedError, KernelProfile, RefusedError, Session, SessionOptions
+from edge_runtime.backends.base import (
+    Array,
+    DamagedError,
+    KernelProfile,
+    Kernels,
+    RefusedError,
+    Session,
+    SessionOptions,
+)
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
 
@@ -18,6 +26,7 @@ __all__ = [
     "Array",
     "DamagedError",
     "KernelProfile",
+    "Kernels",
     "RefusedError",
     "Session",
     "SessionOptions",
@@ -123,16 +132,18 @@ def profile_kernels(
     rounds: int,
     scratch: Path,
     session: Session | None = None,
+    seconds: float = float("inf"),
 ) -> KernelProfile:
-    """Run `vectors` in one profiled session and attribute every leaf kernel to its decision point.
+    """Run `vectors` in profiled sessions, interleaved, and attribute every leaf kernel to its decision point.
 
     `scratch` is an existing directory that takes the profile while it is written; nothing is left in it. A compiled
-    `session` is profiled in its own form; for others the portable graph is.
+    `session` is profiled in the form that serves, each vector alone where it makes such sessions; for others the
+    portable graph is. After `seconds` no further round begins, once there were three.
     Raises as `open_session`.
     """
     from edge_runtime.backends.onnx.profile import profile_kernels as profile
 
-    return profile(bundle, options, inputs, vectors, rounds=rounds, scratch=scratch, session=session)
+    return profile(bundle, options, inputs, vectors, rounds=rounds, scratch=scratch, session=session, seconds=seconds)
 
 
 def check_graph(bundle: Bundle) -> None:

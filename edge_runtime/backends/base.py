@@ -24,6 +24,7 @@ __all__ = [
     "Array",
     "DamagedError",
     "KernelProfile",
+    "Kernels",
     "RefusedError",
     "Session",
     "SessionOptions",
@@ -128,17 +129,34 @@ class DamagedError(BackendError):
 
 
 @dataclass(frozen=True, slots=True)
+class Kernels:
+    """What the leaf kernels of one decision take in one run at batch 1."""
+
+    us: float = 0.0
+    """Microseconds inside the kernels in the quickest run, what the profiler itself takes there included."""
+
+    count: int = 0
+    """How many there are; each costs the library a little more than what it spends inside."""
+
+    weight_bytes: int = 0
+    """Constants that they read."""
+
+    live_bytes: int = 0
+    """Inputs and outputs of the largest of them, without its constants."""
+
+
+@dataclass(frozen=True, slots=True)
 class KernelProfile:
-    """Where the time of some subnets goes, from one profiled session: leaf kernels only, medians over rounds."""
+    """Where time and memory of some subnets go, from profiled sessions."""
 
     vectors: tuple[Gates, ...]
     """The subnets that were profiled."""
 
-    base_us: tuple[float, ...]
-    """Per vector: microseconds in kernels outside every decision point."""
+    base: tuple[Kernels, ...]
+    """Per vector: the kernels outside every decision point."""
 
-    group_us: tuple[tuple[float, ...], ...]
-    """Per vector and group: microseconds in the kernels of that decision; 0 where the group is inactive."""
+    groups: tuple[tuple[Kernels, ...], ...]
+    """Per vector and group: the kernels of that decision; none where the group is inactive."""
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> None:

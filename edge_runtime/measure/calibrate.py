@@ -1,9 +1,9 @@
 """From a bundle and this machine to a `LatencyModel`, in a few seconds.
 
-Where there is a directory to write to, one profiled session runs a handful of Latin gate vectors, in which every
-alternative of every group appears at least once among changing neighbours; the leaf kernels give the table and whole
-runs of five subnets give its scale. Without one (onnxruntime can write its profile to a file only) or with groups that
-are no choices, the table is fitted to whole runs, each paired with a reference run before and after it.
+Where there is a directory to write to, a handful of Latin gate vectors are profiled, in which every alternative of
+every group appears at least once among changing neighbours; the leaf kernels give the table, and whole runs of a few
+subnets in the form that will serve say what it means (`kernels.py`). Without one (onnxruntime can write its profile to
+a file only) or with groups that are no choices, the table is fitted to whole runs alone (`runs.py`).
 """
 
 from __future__ import annotations
@@ -11,36 +11,47 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.backends import profile_kernels
-from edge_runtime.backends.base import Array, KernelProfile, Session, SessionOptions, random_inputs
+from edge_runtime.backends.base import KernelProfile, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, StateError
-from edge_runtime.gates import Gates, GateSpace
+from edge_runtime.gates import Gates
+from edge_runtime.measure.kernels import KernelTable
 from edge_runtime.measure.latency import LatencyModel, Method
+from edge_runtime.measure.runs import RunTimer, fit_whole_runs
 from edge_runtime.measure.timing import Clock, measure
 from edge_runtime.objectives import Measurement, pooled_tail
 from edge_runtime.search import covering_vectors, random_gates
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "profiled"]
 
-PROFILE_ROUNDS = 8
+PROFILE_ROUNDS = 6
+PROFILE_SHARE = 0.4
+"""Of the time for whole runs, what the profile may take; three rounds are made in any case."""
 CHECK_SUBNETS = 5
 CHECK_RUNS = 28
 """Runs of each of the five in one part: 140 together, so that its pooled p95 is founded (130 runs)."""
 CHECK_PARTS = (3, 9)
 """Parts at least and at most: a single burst of load can fill one, and the median of three passes over it."""
-RIDGE = 1.0
-"""Weight of the ridge penalty, in vectors; chosen on a 16-group network under load (see `_fit_by_timing`)."""
-MAX_REPEATS = 3
-FASTEST_SHARE = 0.02
-"""Share of the full subnet's time that a table by timing leaves to the fastest subnet."""
 MAX_P95_RATIO = 3.0
 """Above it the machine was disturbed while it was calibrated; planning with it would call every subnet too slow."""
+
+_Parts: TypeAlias = Sequence[Sequence[Measurement]]
+_Fit: TypeAlias = Callable[[Sequence[tuple[Gates, float]]], AdditiveCost]
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """A table before its subnets were run: `fit` makes it milliseconds, given quickest runs in microseconds."""
+
+    method: Method
+    fit: _Fit
 
 
 def calibrate(
@@ -69,17 +80,8 @@ def calibrate(
     Raises:
         BackendError: A run failed.
     """
-    space = bundle.manifest.space
-    inputs = random_inputs(session.inputs, seed=seed)
-    raw: AdditiveCost | None = None
-    method: Method = "kernels"
-    if scratch and all(group.kind == "choice" for group in space.groups):
-        raw = _profiled(bundle, options, inputs, scratch, session)
-    if raw is None:
-        # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
-        timer = _Timer(session, inputs, clock_ns or time.thread_time_ns)
-        raw, method = _fit_by_timing(timer, space, seed=seed, seconds=seconds), "timing"
-    subnets = _check_subnets(raw, seed)
+    raw = _raw(bundle, session, options, seed, scratch, seconds, clock_ns)
+    inputs, subnets = random_inputs(session.inputs, seed=seed), _check_subnets(raw.fit(()), seed)
     wall = clock_ns or time.perf_counter_ns
     deadline_ns = wall() + int(seconds * 1e9 / 2)
     parts: list[list[Measurement]] = []
@@ -90,39 +92,54 @@ def calibrate(
             parts.append(
                 measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds / 2, seed=part_seed, clock_ns=wall)
             )
-    return _scaled(raw, parts, method)
+    return _scaled(raw, parts)
 
 
-def _profiled(
-    bundle: Bundle, options: SessionOptions, inputs: Mapping[str, Array], scratch: Path, session: Session
-) -> AdditiveCost | None:
-    """The table from leaf kernels; None where this onnxruntime or this disk gives no profile."""
+def _raw(
+    bundle: Bundle,
+    session: Session,
+    options: SessionOptions,
+    seed: int,
+    scratch: Path | None,
+    seconds: float,
+    clock_ns: Clock | None,
+) -> _Raw:
+    """By kernels where that can be, otherwise by whole runs."""
     space = bundle.manifest.space
-    vectors = covering_vectors(space)
+    profile = profiled(bundle, session, options, seed=seed, scratch=scratch, seconds=PROFILE_SHARE * seconds)
+    table = None if profile is None else KernelTable.of(space, profile)
+    if table is not None:
+        return _Raw("kernels", table.fitted)
+    # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
+    timer = RunTimer(session, random_inputs(session.inputs, seed=seed), clock_ns or time.thread_time_ns)
+    cost = fit_whole_runs(timer, space, seed=seed, seconds=seconds)
+    return _Raw("timing", lambda _: cost)
+
+
+def profiled(
+    bundle: Bundle, session: Session, options: SessionOptions, *, seed: int, scratch: Path | None, seconds: float
+) -> KernelProfile | None:
+    """Kernels of vectors that cover every alternative, in the form of `session`; at batch 1.
+
+    None where groups are no choices, there is no directory, or this onnxruntime or this disk gives no profile.
+    """
+    space = bundle.manifest.space
+    if scratch is None or not all(group.kind == "choice" for group in space.groups):
+        return None
+    inputs, vectors = random_inputs(session.inputs, seed=seed), covering_vectors(space)
     try:
-        profile = profile_kernels(
-            bundle, options, inputs, vectors, rounds=PROFILE_ROUNDS, scratch=scratch, session=session
+        return profile_kernels(
+            bundle,
+            options,
+            inputs,
+            vectors,
+            rounds=PROFILE_ROUNDS,
+            seconds=seconds,
+            scratch=scratch,
+            session=session,
         )
     except (BackendError, StateError):
         return None
-    columns = zip(space.groups, zip(*profile.group_us, strict=True), strict=True)
-    if not all(any(times) for group, times in columns if group.size > 1):
-        return None  # A decision without a single kernel: its nodes were renamed, or are too quick for the profiler.
-    return _table_of(space, profile)
-
-
-def _table_of(space: GateSpace, profile: KernelProfile) -> AdditiveCost:
-    """The profile as an additive cost in milliseconds: per alternative the mean over the vectors that chose it."""
-    seen: dict[tuple[int, int], list[float]] = {}
-    for gates, times in zip(profile.vectors, profile.group_us, strict=True):
-        for index, (value, active) in enumerate(zip(gates.values, gates.active, strict=True)):
-            if active and isinstance(value, int):
-                seen.setdefault((index, value), []).append(times[index])
-    rows = tuple(
-        tuple(statistics.fmean(seen[index, value]) / 1e3 for value in range(group.size))
-        for index, group in enumerate(space.groups)
-    )
-    return AdditiveCost(space, max(statistics.median(profile.base_us), 1.0) / 1e3, rows)
 
 
 def _check_subnets(cost: AdditiveCost, seed: int) -> list[Gates]:
@@ -138,113 +155,18 @@ def _check_subnets(cost: AdditiveCost, seed: int) -> list[Gates]:
     return list(dict.fromkeys([slow, fast, *between]))
 
 
-def _scaled(raw: AdditiveCost, parts: Sequence[Sequence[Measurement]], method: Method) -> LatencyModel:
-    """`raw` times the median ratio of measured to predicted; the p95 from the runs, each over its own median.
+def _scaled(raw: _Raw, parts: _Parts) -> LatencyModel:
+    """The table times the median ratio of measured to predicted; the p95 from the runs, each over its own median.
 
     Medians over the parts: what a burst of load did to some of them is no property of the machine.
     """
-    medians = [statistics.median(m.p50_ms for m in each) for each in zip(*parts, strict=True)]
     subnets = [measurement.gates for measurement in parts[0]]
-    scale = statistics.median(p50 / raw(gates) for p50, gates in zip(medians, subnets, strict=True))
-    error = statistics.median(abs(scale * raw(gates) / p50 - 1) for p50, gates in zip(medians, subnets, strict=True))
+    quickest = [min(min(m.latencies_ns) for m in each) / 1e3 for each in zip(*parts, strict=True)]
+    medians = [statistics.median(m.p50_ms for m in each) for each in zip(*parts, strict=True)]
+    quiet = raw.fit(list(zip(subnets, quickest, strict=True)))
+    scale = statistics.median(p50 / quiet(gates) for p50, gates in zip(medians, subnets, strict=True))
+    error = statistics.median(abs(scale * quiet(gates) / p50 - 1) for p50, gates in zip(medians, subnets, strict=True))
     tail = statistics.median(pooled_tail(part) for part in parts)
-    rows = tuple(tuple(entry * scale for entry in row) for row in raw.entries)
-    cost = AdditiveCost(raw.space, raw.base * scale, rows)
-    return LatencyModel(cost, min(MAX_P95_RATIO, tail), method, error)
-
-
-@dataclass(frozen=True, slots=True)
-class _Timer:
-    """Times one run of a subnet."""
-
-    session: Session
-    inputs: Mapping[str, Array]
-    clock_ns: Clock
-
-    def __call__(self, gates: Gates) -> int:
-        start = self.clock_ns()
-        self.session.run(self.inputs, gates)
-        return self.clock_ns() - start
-
-
-def _fit_by_timing(timer: _Timer, space: GateSpace, *, seed: int, seconds: float) -> AdditiveCost:
-    """Ridge regression of paired run times on what differs from the full subnet, milliseconds.
-
-    About 11 % error on 16 groups under load, where the kernel profile has 3 %: enough to plan with, because the
-    finalists of a search are measured anyway.
-    """
-    import numpy as np
-
-    features = _features(space)
-    vectors = _timing_vectors(space, features, seed)
-    reference_ms, ratios = _paired(timer, space.default, vectors, seconds)
-    design = np.array([[_has(gates, index, value) for index, value in features] for gates in vectors], float)
-    normal = design.T @ design + RIDGE * np.eye(len(features))
-    weights = np.linalg.solve(normal, design.T @ (np.array(ratios) - 1.0)) * reference_ms
-    cost = _from_weights(space, reference_ms, features, weights.tolist())
-    # Savings that were found one by one may add up to more than there is: shrink them so that something is left.
-    saved, most = reference_ms - cost(fastest(cost)), reference_ms * (1 - FASTEST_SHARE)
-    return cost if saved <= most else _from_weights(space, reference_ms, features, (weights * most / saved).tolist())
-
-
-def _from_weights(
-    space: GateSpace, reference_ms: float, features: Sequence[tuple[int, int]], weights: Sequence[float]
-) -> AdditiveCost:
-    """The full subnet's time plus one weight per feature, as a cost table."""
-    rows = [[0.0] * group.size for group in space.groups]
-    for (index, value), weight in zip(features, weights, strict=True):
-        rows[index][value] = weight
-    base = reference_ms
-    for index, group in enumerate(space.groups):
-        if group.kind != "choice":
-            # The feature is a bit that is off; the cost table pays for bits that are on.
-            base += sum(rows[index])
-            rows[index] = [-weight for weight in rows[index]]
-    return AdditiveCost(space, base, tuple(tuple(row) for row in rows))
-
-
-def _features(space: GateSpace) -> list[tuple[int, int]]:
-    """Every way to differ from the full subnet: another alternative than 0, or a bit that is off."""
-    return [
-        (index, value)
-        for index, group in enumerate(space.groups)
-        for value in range(1 if group.kind == "choice" else 0, group.size)
-    ]
-
-
-def _has(gates: Gates, index: int, feature: int) -> bool:
-    value = gates.values[index]
-    return value == feature if isinstance(value, int) else not value[feature]
-
-
-def _timing_vectors(space: GateSpace, features: Sequence[tuple[int, int]], seed: int) -> list[Gates]:
-    """Each feature alone, for what it costs, and as many random subnets again, for how costs add up."""
-    rng = random.Random(seed)
-    alone: list[Gates] = []
-    for index, value in features:
-        group = space.groups[index]
-        if group.kind == "choice":
-            alone.append(space.default.replace(index, value))
-        elif group.size > 1:
-            alone.append(space.default.replace(index, tuple(int(bit != value) for bit in range(group.size))))
-    return alone + [random_gates(space, rng) for _ in range(len(alone) + 1)]
-
-
-def _paired(timer: _Timer, reference: Gates, vectors: Sequence[Gates], seconds: float) -> tuple[float, list[float]]:
-    """Median time of `reference` in milliseconds, and per vector its median ratio to the references around it."""
-    ratios: list[list[float]] = [[] for _ in vectors]
-    references_ns: list[int] = []
-    stop_ns = time.perf_counter_ns() + int(seconds * 1e9)
-    for _ in range(MAX_REPEATS):
-        for gates, found in zip(vectors, ratios, strict=True):
-            timer(reference)
-            before = timer(reference)
-            timer(gates)
-            own = timer(gates)
-            timer(reference)
-            after = timer(reference)
-            found.append(2 * own / max(1, before + after))
-            references_ns += [before, after]
-        if time.perf_counter_ns() >= stop_ns:
-            break
-    return statistics.median(references_ns) / 1e6, [statistics.median(found) for found in ratios]
+    rows = tuple(tuple(entry * scale for entry in row) for row in quiet.entries)
+    cost = AdditiveCost(quiet.space, quiet.base * scale, rows)
+    return LatencyModel(cost, min(MAX_P95_RATIO, tail), raw.method, error)

@@ -10,9 +10,19 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from edge_runtime.backends import SessionOptions, open_session, open_static, profile_kernels, runtime_versions
+from edge_runtime.backends import (
+    KernelProfile,
+    Kernels,
+    SessionOptions,
+    compile_bundle,
+    open_session,
+    open_static,
+    profile_kernels,
+    runtime_versions,
+)
 from edge_runtime.backends.base import random_inputs
 from edge_runtime.backends.onnx import session as onnx_session
+from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, BundleError, InputError, StateError, UsageError
 from edge_runtime.search import covering_vectors
@@ -102,12 +112,37 @@ def test_the_profile_charges_each_decision_with_its_own_kernels(bundle: Bundle, 
     vectors = [SPACE.default, SPACE.parse("2-3-0"), *covering_vectors(SPACE)]
     profile = profile_kernels(bundle, SessionOptions(), inputs, vectors, rounds=3, scratch=tmp_path)
     assert profile.vectors == tuple(vectors)
-    assert min(profile.base_us) > 0
-    full, merged = profile.group_us[:2]
-    assert all(time > 0 for time in full)
-    assert merged[1] > 0
-    assert merged[2] == 0, "a group inside a chosen merged window runs nothing"
+    check_tiny_profile(profile)
     assert list(tmp_path.iterdir()) == [], "the profile is removed"
+
+
+def test_subnets_that_run_alone_are_profiled_alone_and_charged_alike(bundle: Bundle, tmp_path: Path) -> None:
+    options, inputs = SessionOptions(), random_inputs(bundle.manifest.inputs, seed=0)
+    folder, scratch = tmp_path / "prepared", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    compile_bundle(bundle, options, folder, key="k")
+    vectors = [SPACE.default, SPACE.parse("2-3-0"), *covering_vectors(SPACE)]
+    profiles = []
+    for specialises in (True, False):
+        session = CompiledSession(folder, bundle.manifest, options, form="crossing", specialises=specialises)
+        profiles.append(profile_kernels(bundle, options, inputs, vectors, rounds=3, scratch=scratch, session=session))
+        check_tiny_profile(profiles[-1])
+        session.close()
+    alone, gated = profiles
+    for one, two in zip(alone.groups, gated.groups, strict=True):
+        # A skip that is an Identity in the gated graph is nothing at all in a subnet of its own.
+        assert [k.weight_bytes for k in one] == [k.weight_bytes for k in two]
+        assert all(own.count <= same.count for own, same in zip(one, two, strict=True))
+    assert list(scratch.iterdir()) == []
+
+
+def check_tiny_profile(profile: KernelProfile) -> None:
+    assert all(base.us > 0 and base.count > 0 and base.weight_bytes > 0 for base in profile.base)
+    full, merged = profile.groups[:2]
+    assert all(kernels.us > 0 and kernels.weight_bytes > 0 and kernels.live_bytes > 0 for kernels in full)
+    assert merged[1].us > 0
+    assert merged[2] == Kernels(), "a group inside a chosen merged window runs nothing"
 
 
 def test_a_profile_that_the_disk_cut_short_is_a_state_error(

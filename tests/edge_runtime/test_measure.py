@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ from edge_runtime.bundle import Bundle, TensorSpec
 from edge_runtime.errors import BackendError, UsageError
 from edge_runtime.gates import GateGroup, Gates, GateSpace
 from edge_runtime.measure import Candidate, LatencyModel, calibrate, measure, measure_candidates
-from edge_runtime.search import covering_vectors
+from edge_runtime.measure.kernels import KernelTable
+from edge_runtime.search import covering_vectors, random_gates
 from tests.support.tiny import SPACE, tiny_bundle
 
 INPUTS = (TensorSpec("image", "float32", (None, 3, 4, 4)),)
@@ -183,6 +186,30 @@ def test_calibration_by_kernels_prices_every_alternative_and_leaves_nothing(bund
     assert model.predict_p95_ms(SPACE.default) >= model.predict_ms(SPACE.default) > 0
     assert model.p95_cost(SPACE.default) == pytest.approx(model.predict_p95_ms(SPACE.default))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("machine", [(1.0, -3.0, 20.0), (0.8, -0.5, 5.0), (1.3, -4.0, 90.0)])
+def test_a_few_quick_runs_tell_what_is_the_profilers_share(machine: tuple[float, float, float]) -> None:
+    rng = random.Random(0)
+    counts = [[rng.randrange(1, 8) for _ in range(4)] for _ in range(6)]
+    times = [[count * rng.uniform(8, 60) for count in row] for row in counts]
+    space = GateSpace(tuple(GateGroup(f"g{index}", "choice", tuple("abcd")) for index in range(6)))
+    table = KernelTable(_table(space, 40.0, times), _table(space, 4, counts))
+
+    def truth_us(gates: Gates) -> float:
+        factor, per_kernel, per_run = machine
+        return factor * table.us(gates) + per_kernel * table.count(gates) + per_run
+
+    checks = [space.default, *(random_gates(space, rng) for _ in range(4))]
+    cost = table.fitted([(gates, truth_us(gates) * rng.uniform(1.0, 1.01)) for gates in checks])
+    others = [random_gates(space, rng) for _ in range(100)]
+    errors = [abs(1e3 * cost(gates) / truth_us(gates) - 1) for gates in others]
+    assert sum(errors) / len(errors) < 0.02
+    assert max(errors) < 0.08
+
+
+def _table(space: GateSpace, base: float, rows: Sequence[Sequence[float]]) -> AdditiveCost:
+    return AdditiveCost(space, base, tuple(tuple(row) for row in rows))
 
 
 def test_a_profile_that_cannot_be_kept_is_done_without(bundle: Bundle, tmp_path: Path) -> None:

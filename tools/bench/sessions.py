@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ import common
 import numpy as np
 
 from edge_runtime.backends import SessionOptions, compile_bundle, export_subnet, open_session, open_static
-from edge_runtime.backends.base import Session, random_inputs
+from edge_runtime.backends.base import Array, Session, random_inputs
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates, GateSpace
-from edge_runtime.measure import Candidate, calibrate, measure, measure_candidates
+from edge_runtime.measure import Candidate, calibrate, measure_candidates
 from edge_runtime.search import random_gates
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,7 @@ MEMORY_FORMS = ("static", "naive", "tier1", "tier1_and_2")
 HELD_OUT = 30
 MEMORY_RUNS = 25
 RATE_HZ = 30
+BURST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,20 +182,48 @@ def _latency_model(case: Case) -> dict[str, float]:
     seconds = time.perf_counter() - began
     rng, inputs = random.Random(2), random_inputs(session.inputs, seed=0)
     subnets = list(dict.fromkeys(random_gates(case.space, rng) for _ in range(HELD_OUT)))
-    # The calibration is of a minute ago: both are compared as shares of the full subnet, measured in the same rounds.
-    with session.hold([case.space.default, *subnets]):
-        measured = measure(session, inputs, [case.space.default, *subnets], runs=200, seconds=30.0, seed=1)
+    full = case.space.default
+    with session.hold([full, *subnets]):
+        full_ms, ratios = _paired(session, inputs, full, subnets, rounds=10 if case.quick else 25)
     session.close()
-    drift = measured[0].p50_ms / table.predict_ms(case.space.default)
-    pairs = [(drift * table.predict_ms(m.gates), m.p50_ms) for m in measured[1:]]
+    # The calibration is of a minute ago: both are compared as shares of the full subnet, run around each of them.
+    pairs = [(table.predict_ms(g) / table.predict_ms(full), r) for g, r in zip(subnets, ratios, strict=True)]
     errors = [abs(predicted / real - 1) for predicted, real in pairs]
     return {
         "mape": statistics.fmean(errors),
         "within_10pct": sum(error <= 0.1 for error in errors) / len(errors),
         "spearman": _spearman(pairs),
         "seconds": seconds,
-        "drift": drift,
+        "drift": full_ms / table.predict_ms(full),
     }
+
+
+def _paired(
+    session: Session, inputs: Mapping[str, Array], reference: Gates, subnets: Sequence[Gates], *, rounds: int
+) -> tuple[float, list[float]]:
+    """Median of the reference in milliseconds; per subnet the median ratio to the reference just before and after.
+
+    A shared machine changes its speed within seconds; a ratio to a neighbour in time does not.
+    """
+
+    def visit(gates: Gates) -> float:
+        times = []
+        for _ in range(1 + BURST):  # the first brings the weights back into the caches
+            began_ns = time.perf_counter_ns()
+            session.run(inputs, gates)
+            times.append((time.perf_counter_ns() - began_ns) / 1e6)
+        return statistics.median(times[1:])
+
+    found: list[list[float]] = [[] for _ in subnets]
+    references = []
+    for _ in range(rounds):
+        before = visit(reference)
+        for gates, ratios in zip(subnets, found, strict=True):
+            own, after = visit(gates), visit(reference)
+            ratios.append(2 * own / (before + after))
+            references.append(after)
+            before = after
+    return statistics.median(references), [statistics.median(ratios) for ratios in found]
 
 
 def _spearman(pairs: Sequence[tuple[float, float]]) -> float:

@@ -60,7 +60,9 @@ class CompiledSession:
         self.outputs: tuple[TensorSpec, ...] = manifest.outputs
         self.folder = folder
         """Where the prepared files are."""
-        self._options, self._specialises = options, specialises
+        self.specialises = specialises
+        """Whether sessions of single subnets are made."""
+        self._options = options
         self._space, self._gate_input = manifest.space, manifest.gate_input
         self._output_names = [spec.name for spec in manifest.outputs]
         self._gated: Any = create_prepared(folder / SKELETON, options)
@@ -93,7 +95,7 @@ class CompiledSession:
         check_gates(self._space, gates)
         with self._asking:
             self._active = gates
-            if not self._specialises or self._gated is None or self._serving or gates in self._special:
+            if not self.specialises or self._gated is None or self._serving or gates in self._special:
                 return
             self._serving = True
             try:
@@ -109,7 +111,7 @@ class CompiledSession:
         with self._asking:
             self._held.update(subnets)
         try:
-            for gates in subnets if self._specialises else ():
+            for gates in subnets if self.specialises else ():
                 self._make(gates)
             yield
         finally:
@@ -129,6 +131,20 @@ class CompiledSession:
     def specialised(self) -> tuple[Gates, ...]:
         """The subnets that have a session of their own now."""
         return tuple(self._special)
+
+    def alone(self, gates: Gates, *, profile_prefix: Path | None = None) -> Any:
+        """A new native session of one subnet, not compared with anything and not kept; it may write a profile."""
+        from edge_runtime.backends.onnx.passes import inline_gates
+
+        inlined = inline_gates(self._read_skeleton(), self._gate_input, gates.vector(), pause=_give_way)
+        model = inlined.SerializeToString()
+        return create_prepared(model, self._options, folder=self.folder, profile_prefix=profile_prefix)
+
+    def owners(self) -> dict[str, int]:
+        """The group that each node of a subnet's graph belongs to, by node name; other nodes belong to none."""
+        from edge_runtime.backends.onnx.passes import decisions_of
+
+        return decisions_of(self._read_skeleton())
 
     def _serve(self) -> None:
         """Make what is active, and what became active meanwhile."""
@@ -150,7 +166,7 @@ class CompiledSession:
                 return
             if gates not in self._special:
                 try:
-                    special = self._specialise(gates)
+                    special = self.alone(gates)
                     self._compare(gated, special, gates)
                 except Exception:  # whatever a library raises here, the gated session answers
                     return
@@ -163,12 +179,6 @@ class CompiledSession:
             spare = [gates for gates in self._special if gates != self._active and self._held[gates] <= 0]
             for gates in spare[: max(0, len(self._special) - KEPT)]:
                 del self._special[gates]
-
-    def _specialise(self, gates: Gates) -> Any:
-        from edge_runtime.backends.onnx.passes import inline_gates
-
-        inlined = inline_gates(self._read_skeleton(), self._gate_input, gates.vector(), pause=_give_way)
-        return create_prepared(inlined.SerializeToString(), self._options, folder=self.folder)
 
     def _compare(self, gated: Any, special: Any, gates: Gates) -> None:
         inputs = random_inputs(self.inputs, seed=0)

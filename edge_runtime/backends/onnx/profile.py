@@ -1,27 +1,35 @@
-"""Where the time of a gated graph goes: leaf kernels of one profiled session, by decision point.
+"""Where the time of a subnet goes: leaf kernels of profiled sessions, by decision point, in the form that will serve.
 
-onnxruntime's profiler charges an `If` with the cost of profiling everything inside it, so inclusive times mislead (45 %
-error on small networks); the sum of the leaf kernels inside it does not (2 %). The exporter names the outermost `If` of
-decision i ``group_<i>``, and that of a merged window starting at i ``window_<i>``.
+Where subnets run in sessions of their own, each vector is profiled in one: there is no `If`, and the prepared graph
+says to which decision a node belongs. Elsewhere one gated session is profiled. onnxruntime charges an `If` with the
+cost of profiling everything inside it, so inclusive times mislead (45 % error on small networks); the leaf kernels
+inside it do not (2 %).
+
+The exporter names the outermost `If` of decision i ``group_<i>``, and that of a merged window starting at i
+``window_<i>``. Kernels inside ``group_<i>`` belong to group i, the rest of a window to the group that it starts at, all
+others to the base.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-import statistics
 import tempfile
+import time
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from edge_runtime.backends.base import Array, KernelProfile, Session, SessionOptions, check_gates
+import numpy as np
+
+from edge_runtime.backends.base import Array, KernelProfile, Kernels, Session, SessionOptions, check_gates
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.backends.onnx.prepare import SKELETON
-from edge_runtime.backends.onnx.session import PortableSession, create_native, create_prepared, foreign_errors
+from edge_runtime.backends.onnx.session import create_native, create_prepared, foreign_errors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, StateError
 from edge_runtime.gates import Gates
@@ -31,14 +39,25 @@ __all__ = ["profile_kernels"]
 _POINT = re.compile(r"(?:group|window)_(\d{1,4})_kernel_time")
 _KERNEL = "_kernel_time"
 
+LEAST_ROUNDS = 3
+"""Visits that are made however slow the model is."""
+
+RECORDED = 2
+"""Runs that count in each visit of a vector; the one before them brings its weights back into the caches."""
+
+_Event: TypeAlias = dict[str, Any]
+_Owner: TypeAlias = Callable[[_Event], int]
+"""From a kernel to the group that it belongs to; -1 for the base."""
+
 
 @dataclass(frozen=True, slots=True)
-class _Point:
-    """One decision point in one run, as an interval of the profiler's clock."""
+class _Subject:
+    """One vector as it is profiled."""
 
-    start_us: int
-    stop_us: int
-    group: int
+    native: Any
+    feeds: Mapping[str, Array]
+    owners: Mapping[str, int] | None
+    """By node name; None: by the intervals of the decision points in each run."""
 
 
 def profile_kernels(
@@ -50,71 +69,95 @@ def profile_kernels(
     rounds: int,
     scratch: Path,
     session: Session | None = None,
+    seconds: float = math.inf,
 ) -> KernelProfile:
-    """Run every vector `rounds` times in one profiled session; see `edge_runtime.backends.profile_kernels`.
-
-    Kernels inside ``group_<i>`` belong to group i, the rest of a window to the group that it starts at, all others to
-    the base. Per vector the median over rounds is kept.
-    """
+    """Run every vector in `rounds` visits, interleaved; see `edge_runtime.backends.profile_kernels`."""
     for gates in vectors:
         check_gates(bundle.manifest.space, gates)
-    folder = session.folder if isinstance(session, CompiledSession) else None
-    if folder is None:
-        check_graph(bundle)
     try:
         with tempfile.TemporaryDirectory(prefix="profile-", dir=scratch) as made:
             prefix = Path(made) / "kernels"
-            if folder is None:
-                native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=prefix)
+            if isinstance(session, CompiledSession) and session.specialises:
+                subjects = _alone(session, inputs, vectors, prefix)
             else:
-                native = create_prepared(folder / SKELETON, options, profile_prefix=prefix)
-            events = _run_profiled(native, PortableSession(native, bundle, options), inputs, vectors, rounds)
+                subjects = _gated(bundle, options, inputs, vectors, prefix, session)
+            runs = _run(subjects, rounds, seconds)
     except OSError as error:
         raise StateError(f"the kernel profile could not be kept in {scratch}: {error}") from error
-    groups = len(bundle.manifest.space.groups)
-    runs = [_attribute(run, groups) for run in _split_runs(events)[len(vectors) :]]
-    if len(runs) != rounds * len(vectors):
-        raise BackendError(
-            f"onnxruntime's profile holds {len(runs)} runs, not {rounds * len(vectors)}",
-            hint="report this with the version of onnxruntime; calibration by timing needs no profile",
-        )
-    return _medians(vectors, runs)
+    return _profile(vectors, subjects, runs)
 
 
-def _medians(vectors: Sequence[Gates], runs: Sequence[Sequence[int]]) -> KernelProfile:
-    """Per vector the median over its rounds; `runs` goes round the vectors, the base is the last entry of each."""
-    base, per_group = [], []
-    for index in range(len(vectors)):
-        columns = [statistics.median(column) for column in zip(*runs[index :: len(vectors)], strict=True)]
-        base.append(columns[-1])
-        per_group.append(tuple(columns[:-1]))
-    return KernelProfile(tuple(vectors), tuple(base), tuple(per_group))
+def _alone(
+    session: CompiledSession, inputs: Mapping[str, Array], vectors: Sequence[Gates], prefix: Path
+) -> list[_Subject]:
+    owners = session.owners()
+    with foreign_errors("a subnet cannot be profiled alone"):
+        natives = [
+            session.alone(gates, profile_prefix=prefix.with_suffix(f".{number}"))
+            for number, gates in enumerate(vectors)
+        ]
+    return [_Subject(native, inputs, owners) for native in natives]
 
 
-def _run_profiled(
-    native: Any, session: Session, inputs: Mapping[str, Array], vectors: Sequence[Gates], rounds: int
-) -> list[dict[str, Any]]:
+def _gated(
+    bundle: Bundle,
+    options: SessionOptions,
+    inputs: Mapping[str, Array],
+    vectors: Sequence[Gates],
+    prefix: Path,
+    session: Session | None,
+) -> list[_Subject]:
+    if isinstance(session, CompiledSession):
+        native = create_prepared(session.folder / SKELETON, options, profile_prefix=prefix)
+    else:
+        check_graph(bundle)
+        native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=prefix)
+    name = bundle.manifest.gate_input
+    feeds = [{**inputs, name: np.array(gates.vector(), dtype=np.int64)} for gates in vectors]
+    return [_Subject(native, each, None) for each in feeds]
+
+
+def _run(subjects: Sequence[_Subject], rounds: int, seconds: float) -> list[list[list[_Event]]]:
+    """Per vector the kernel events of each run that counts."""
+    natives = list({id(subject.native): subject.native for subject in subjects}.values())
+    visited: dict[int, list[int]] = {id(native): [] for native in natives}
+    began = time.perf_counter()
     try:
         # The first round touches the weights of every branch; it is dropped.
-        for _ in range(rounds + 1):
-            for gates in vectors:
-                session.run(inputs, gates)
+        for number in range(rounds + 1):
+            if number > LEAST_ROUNDS and time.perf_counter() - began > seconds:
+                break
+            for index, subject in enumerate(subjects):
+                for run in range(1 + RECORDED):
+                    with foreign_errors("a profiled subnet could not be run"):
+                        subject.native.run(None, dict(subject.feeds))
+                    visited[id(subject.native)].append(index if number and run else -1)
     finally:
-        session.close()
         with foreign_errors("the profile could not be ended"):
-            path = native.end_profiling()
+            paths = [native.end_profiling() for native in natives]
+    counted: list[list[list[_Event]]] = [[] for _ in subjects]
+    for native, path in zip(natives, paths, strict=True):
+        runs, order = _read(path), visited[id(native)]
+        if len(runs) != len(order):
+            raise BackendError(
+                f"onnxruntime's profile holds {len(runs)} runs, not {len(order)}",
+                hint="report this with the version of onnxruntime; calibration by timing needs no profile",
+            )
+        for events, index in zip(runs, order, strict=True):
+            if index >= 0:
+                counted[index].append(events)
+    return counted
+
+
+def _read(path: str) -> list[list[_Event]]:
+    """The kernel events of each run in one profile, in the order of the runs."""
     try:
-        events: list[dict[str, Any]] = json.loads(Path(path).read_bytes())
+        events: list[_Event] = json.loads(Path(path).read_bytes())
     except ValueError as error:  # onnxruntime does not say when the disk was full
         raise StateError(f"the kernel profile {path!r} is cut short: {error}", hint="free some space") from error
-    return events
-
-
-def _split_runs(events: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The node events of each run, in the order of the runs."""
     spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
     starts = [start for start, _ in spans]
-    runs: list[list[dict[str, Any]]] = [[] for _ in spans]
+    runs: list[list[_Event]] = [[] for _ in spans]
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             run = bisect_right(starts, event["ts"]) - 1
@@ -123,29 +166,64 @@ def _split_runs(events: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return runs
 
 
-def _attribute(events: Sequence[dict[str, Any]], groups: int) -> list[int]:
-    """Microseconds of leaf kernels per group, and of those outside every decision point as the last entry."""
+def _profile(
+    vectors: Sequence[Gates], subjects: Sequence[_Subject], runs: Sequence[list[list[_Event]]]
+) -> KernelProfile:
+    groups = len(vectors[0].values)
+    rows = [_row(subject, events, groups) for subject, events in zip(subjects, runs, strict=True)]
+    return KernelProfile(tuple(vectors), tuple(row[-1] for row in rows), tuple(tuple(row[:-1]) for row in rows))
+
+
+def _row(subject: _Subject, runs: list[list[_Event]], groups: int) -> list[Kernels]:
+    """What each group took in its quickest run of one vector, and the base as the last entry."""
+    times = [[0] * (groups + 1) for _ in runs]
+    found: list[list[_Event]] = [[] for _ in range(groups + 1)]
+    for number, events in enumerate(runs):
+        owner = _by_name(subject.owners) if subject.owners is not None else _by_interval(events)
+        for event in events:
+            if event["args"].get("op_name") == "If":
+                continue
+            group = owner(event)
+            times[number][group] += int(event["dur"])
+            if number == 0:
+                found[group].append(event)
+    return [_kernels(min(column), own) for column, own in zip(zip(*times, strict=True), found, strict=True)]
+
+
+def _kernels(us: float, events: Sequence[_Event]) -> Kernels:
+    def size(event: _Event, key: str) -> int:
+        return int(event["args"].get(f"{key}_size", 0))
+
+    weights = sum(size(event, "parameter") for event in events)
+    live = max((size(event, "activation") + size(event, "output") for event in events), default=0)
+    return Kernels(us, len(events), weights, live)
+
+
+def _by_name(owners: Mapping[str, int]) -> _Owner:
+    return lambda event: owners.get(event["name"].removesuffix(_KERNEL), -1)
+
+
+def _by_interval(events: Sequence[_Event]) -> _Owner:
+    """By the intervals of the decision points in one run of a gated graph; inner decisions go before their window."""
     units, windows = _points(events, "group_"), _points(events, "window_")
-    total = [0] * (groups + 1)
-    for event in events:
-        if event["args"].get("op_name") == "If":
-            continue
-        point = _inside(units, event) or _inside(windows, event)
-        total[point.group if point and point.group < groups else groups] += int(event["dur"])
-    return total
+
+    def owner(event: _Event) -> int:
+        group = _inside(units, event)
+        return group if group >= 0 else _inside(windows, event)
+
+    return owner
 
 
-def _points(events: Sequence[dict[str, Any]], prefix: str) -> list[_Point]:
-    points = []
+def _points(events: Sequence[_Event], prefix: str) -> list[tuple[int, int, int]]:
+    """Start, stop and group of each decision point of a kind, by start."""
+    found = []
     for event in events:
         match = _POINT.fullmatch(event["name"])
         if match and event["name"].startswith(prefix):
-            points.append(_Point(event["ts"], event["ts"] + event["dur"], int(match[1])))
-    return sorted(points, key=lambda point: point.start_us)
+            found.append((event["ts"], event["ts"] + event["dur"], int(match[1])))
+    return sorted(found)
 
 
-def _inside(points: Sequence[_Point], event: dict[str, Any]) -> _Point | None:
-    index = bisect_right(points, event["ts"], key=lambda point: point.start_us) - 1
-    if index >= 0 and event["ts"] + event["dur"] <= points[index].stop_us:
-        return points[index]
-    return None
+def _inside(points: Sequence[tuple[int, int, int]], event: _Event) -> int:
+    index = bisect_right(points, event["ts"], key=lambda point: point[0]) - 1
+    return points[index][2] if index >= 0 and event["ts"] + event["dur"] <= points[index][1] else -1

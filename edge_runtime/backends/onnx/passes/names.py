@@ -6,10 +6,13 @@ branches, and then refuses its own dump. A repeated name gets a suffix, in the g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["branches_of", "integer_of", "make_names_unique"]
+__all__ = ["branches_of", "decisions_of", "integer_of", "make_names_unique"]
+
+_POINT = re.compile(r"(?:group|window)_(\d{1,4})")
 
 
 def make_names_unique(model: Any) -> None:
@@ -22,6 +25,23 @@ def branches_of(node: Any) -> Iterator[Any]:
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
+
+
+def decisions_of(model: Any) -> dict[str, int]:
+    """The group that each node inside a decision belongs to, by node name: that of the innermost decision point."""
+    found: dict[str, int] = {}
+
+    def walk(graph: Any, group: int | None) -> None:
+        for node in graph.node:
+            match = _POINT.fullmatch(node.name) if node.op_type == "If" else None
+            inner = int(match[1]) if match else group
+            if inner is not None:
+                found[node.name] = inner
+            for branch in branches_of(node):
+                walk(branch, inner)
+
+    walk(model.graph, None)
+    return found
 
 
 def integer_of(node: Any, attribute_name: str) -> int:
