@@ -22,7 +22,7 @@ from edge_runtime.backends.onnx.session import WEIGHTS_FILE
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, BundleError
 
-__all__ = ["compile_bundle", "open_compiled", "read_record"]
+__all__ = ["compile_bundle", "open_compiled", "read_modules", "read_record"]
 
 LEAST_GAIN = 1.01
 """A specialised session has to be quicker than the gated one by this factor to be worth its memory."""
@@ -109,7 +109,7 @@ def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key:
     specialises = record["gain"] >= LEAST_GAIN
     refused = record["refused"] if isinstance(record.get("refused"), dict) else {}
     note = "; ".join(f"{form} refused: {str(reason)[:100]}" for form, reason in refused.items())
-    made = {"form": record["form"], "specialises": specialises, "note": note, "modules": _modules(record)}
+    made = {"form": record["form"], "specialises": specialises, "note": note, "modules": read_modules(record)}
     try:
         return CompiledSession(folder, bundle.manifest, options, **made)
     except BundleError as error:  # the bundle is right: it was checked when the folder was made
@@ -122,7 +122,7 @@ def read_record(folder: Path, key: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(_read_small(folder / RECORD))
         files, known = record["files"], record["form"] in FORMS and isinstance(record["gain"], float)
-        needed = {SKELETON, PORTABLE, WEIGHTS_FILE} if _modules(record) else {SKELETON}
+        needed = {SKELETON, PORTABLE, WEIGHTS_FILE} if read_modules(record) else {SKELETON}
         if record["key"] != key or not known or not needed <= files.keys() <= needed | {TENSORS}:
             raise DamagedError("the prepared model is of another version")
         for name, entry in files.items():
@@ -136,7 +136,7 @@ def read_record(folder: Path, key: str) -> dict[str, Any]:
     return record
 
 
-def _modules(record: dict[str, Any]) -> list[ModuleInput]:
+def read_modules(record: dict[str, Any]) -> list[ModuleInput]:
     """What the gated session is fed. Raises `KeyError`, `TypeError` or `ValueError` where the record is wrong there."""
     return [ModuleInput.from_json(entry) for entry in record["modules"]]
 

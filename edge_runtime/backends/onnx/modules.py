@@ -16,9 +16,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from edge_runtime.backends.base import Array
+from edge_runtime.backends.base import Array, DamagedError
 from edge_runtime.backends.onnx.passes import Lifted
 from edge_runtime.backends.onnx.session import WEIGHTS_FILE
+from edge_runtime.backends.onnx.values import MAX_ELEMENTS
 from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates
 
@@ -28,6 +29,9 @@ KEPT = 3
 """Subnets whose gathered weights stay: those that a loop swaps between."""
 
 ALIGN_BYTES = 64
+
+MOST = 2**48
+"""Of a size or an offset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +56,12 @@ class ModuleInput:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> ModuleInput:
         """Inverse of `to_json`. Raises `TypeError`, `KeyError` or `ValueError` where it is no such entry."""
-        shape, numbers = body["shape"], [body[key] for key in ("axis", "offset_bytes", "channels_offset_bytes")]
-        if not isinstance(body["name"], str) or not all(type(n) is int and n >= 0 for n in (*shape, *numbers)):
-            raise ValueError("an entry of the modules has no name and numbers")
-        return cls(body["name"], tuple(shape), *numbers)
+        shape, numbers = tuple(body["shape"]), [body[key] for key in ("axis", "offset_bytes", "channels_offset_bytes")]
+        if not isinstance(body["name"], str) or not all(type(n) is int and 0 <= n <= MOST for n in (*shape, *numbers)):
+            raise ValueError("an entry of the modules has no name and sizes")
+        if numbers[0] >= len(shape) or not 1 <= math.prod(shape) <= MAX_ELEMENTS:
+            raise ValueError("an entry of the modules has no such axis, or is too large")
+        return cls(body["name"], shape, *numbers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ class ModuleWeights:
         inputs: What lies where in it.
 
     Raises:
-        BackendError: The file cannot be mapped, or is too short.
+        DamagedError: The file is too short.
+        BackendError: It cannot be mapped.
     """
 
     def __init__(self, path: Path, inputs: Sequence[ModuleInput]) -> None:
@@ -91,8 +98,10 @@ class ModuleWeights:
                 )
                 for i in inputs
             }
-        except (OSError, ValueError) as error:
-            raise BackendError(f"the weights of the modules cannot be mapped: {str(error)[:200]}") from error
+        except ValueError as error:
+            raise DamagedError(f"the weights of the modules are cut short: {str(error)[:200]}") from error
+        except OSError as error:
+            raise BackendError(f"the weights of the modules cannot be mapped: {error.strerror or error}") from error
         self._kept: OrderedDict[Gates, _Gathered] = OrderedDict()
         self._lock = threading.Lock()
 
