@@ -2,9 +2,11 @@
 
     python tools/supernets.py mobilenetv2 OUT.nnf [--size 224] [--seed 0]
     python tools/supernets.py resnet50 OUT.nnf
+    python tools/supernets.py modules OUT.nnf --size 32
 
 Every residual block is a decision: the original, 75, 50 and 25 % of its inner width, and a skip (where the shape
-changes, its projection alone; where there is none, no skip). Needs neither torch nor data.
+changes, its projection alone; where there is none, no skip). In `modules` one block is such a decision; the others are
+layers of 8 modules each, any of which may be off. Needs neither torch nor data.
 """
 
 # ruff: noqa: TID251 - a tool may use the builder's writer; only the runtime must not
@@ -28,6 +30,9 @@ CLASSES = 1000
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 MOBILENET = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 """Expansion, channels, blocks, stride of each stage (Sandler et al. 2018, table 2)."""
+MODULES = 8
+LAYERS = ((32, 1), (32, 1), (64, 2), (64, 1), (64, 1))
+"""Channels and stride of each layer of modules; each module has as many hidden channels as 8 go into twice those."""
 RESNET = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))
 """Inner channels, blocks, stride of each stage (He et al. 2016, table 1); a block gives four times as many."""
 
@@ -48,10 +53,20 @@ class Net:
         pad = kernel // 2
         attributes = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4, "group": group}
         out = writer.node("Conv", [x, writer.initializer(f"{name}.weight", weight)], name, attributes)
+        return self.norm(out, name, cout)
+
+    def norm(self, x: str, name: str, cout: int) -> str:
+        """BatchNormalization of `cout` channels."""
+        writer = self.writer
         parts = {"scale": self._rng.uniform(0.5, 1.0, cout), "shift": self._rng.normal(0, 0.1, cout)}
         parts |= {"mean": np.zeros(cout), "var": np.ones(cout)}
         names = [writer.initializer(f"{name}.{part}", value.astype(np.float32)) for part, value in parts.items()]
-        return writer.node("BatchNormalization", [out, *names], f"{name}.bn", {"epsilon": 1e-5})
+        return writer.node("BatchNormalization", [x, *names], f"{name}.bn", {"epsilon": 1e-5})
+
+    def gate(self, unit: int, entry: int) -> None:
+        """Take the gate of decision `unit` out of the vector."""
+        inputs = ["gates", self.writer.scalar(entry)]
+        self.writer.node("Gather", inputs, f"gather_{unit}", {"axis": 0}, output=f"gate_{unit}")
 
     def relu(self, x: str, name: str) -> str:
         """Activation of ResNet."""
@@ -86,9 +101,34 @@ class Net:
         branches["else_branch"] = branch("rest", lambda: tree(range(1, len(bodies))))
         return writer.node("If", [condition], name, branches)
 
+    def modules(self, x: str, name: str, cin: int, cout: int, stride: int) -> str:
+        """One layer of modules: from `cin` channels to 2 * `cout` hidden ones, an eighth for each module, and back.
+
+        The hidden channels have a bias and no normalisation: of a bias modules can be picked as of a weight.
+        """
+        writer, hidden = self.writer, 2 * cout
+        at, group = sum(each.width for each in self.groups), GateGroup(name, "subset", _numbered(MODULES))
+        self.groups.append(group)
+        entries = np.repeat(np.arange(at, at + MODULES), hidden // MODULES)
+        gates = ["gates", writer.initializer(f"{name}.entries", entries)]
+        gates = [writer.node("Gather", gates, f"{name}.gather", {"axis": 0})]
+        on = writer.node("Cast", gates, f"{name}.on", {"to": TensorProto.BOOL})
+
+        def picked(part: str, shape: Sequence[int], scale: float, axis: int) -> str:
+            values = self._rng.normal(0, scale, shape).astype(np.float32)
+            whole = writer.initializer(f"{name}.{part}", values)
+            return writer.node("Compress", [whole, on], f"{name}.{part}.pick", {"axis": axis})
+
+        three = {"kernel_shape": [3, 3], "strides": [stride] * 2, "pads": [1] * 4}
+        weight = picked("weight", (hidden, cin, 3, 3), (2 / (9 * cin)) ** 0.5, 0)
+        h = writer.node("Conv", [x, weight, picked("bias", (hidden,), 0.1, 0)], f"{name}.expand", three)
+        back = [self.relu(h, f"{name}.act"), picked("back", (cout, hidden, 1, 1), (2 / hidden) ** 0.5, 1)]
+        y = writer.node("Conv", back, f"{name}.project", {"kernel_shape": [1, 1]})
+        return self.norm(y, f"{name}.project", cout)
+
     def bundle(self, name: str, x: str, channels: int, path: Path, seed: int) -> Bundle:
         """Head, manifest and file."""
-        writer = self.writer
+        writer, space = self.writer, GateSpace(tuple(self.groups))
         x = writer.node("Flatten", [writer.node("GlobalAveragePool", [x], "pool")], "flatten", {"axis": 1})
         weight = self._rng.normal(0, channels**-0.5, (CLASSES, channels)).astype(np.float32)
         head = [
@@ -98,14 +138,14 @@ class Net:
         writer.node("Gemm", [x, *head], "head", {"transB": 1}, output="logits")
         inputs = [
             helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, self.size, self.size]),
-            helper.make_tensor_value_info("gates", TensorProto.INT64, [len(self.groups)]),
+            helper.make_tensor_value_info("gates", TensorProto.INT64, [space.width]),
         ]
         outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", CLASSES])]
         model = writer.model(inputs, outputs, name)
         labels = tuple(f"class {number}" for number in range(CLASSES))
         manifest = Manifest(
             name=name,
-            space=GateSpace(tuple(self.groups)),
+            space=space,
             inputs=(TensorSpec("image", "float32", (None, 3, self.size, self.size)),),
             outputs=(TensorSpec("logits", "float32", (None, CLASSES)),),
             gate_input="gates",
@@ -128,9 +168,7 @@ def mobilenetv2(path: Path, size: int, seed: int) -> Bundle:
     """MobileNetV2 1.0 with 17 decisions."""
     net, cin = Net(size, seed), 32
     for index in range(sum(count for _, _, count, _ in MOBILENET)):
-        net.writer.node(
-            "Gather", ["gates", net.writer.scalar(index)], f"gather_{index}", {"axis": 0}, output=f"gate_{index}"
-        )
+        net.gate(index, index)
     x = net.relu6(net.conv("image", "stem", 3, cin, 3, 2), "stem.act")
     side, index = size // 2, 0
     for expansion, cout, count, stride in MOBILENET:
@@ -166,9 +204,7 @@ def resnet50(path: Path, size: int, seed: int) -> Bundle:
     """ResNet-50 with 16 decisions."""
     net = Net(size, seed)
     for index in range(sum(count for _, count, _ in RESNET)):
-        net.writer.node(
-            "Gather", ["gates", net.writer.scalar(index)], f"gather_{index}", {"axis": 0}, output=f"gate_{index}"
-        )
+        net.gate(index, index)
     x = net.relu(net.conv("image", "stem", 3, 64, 7, 2), "stem.act")
     x = net.writer.node("MaxPool", [x], "stem.pool", {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]})
     cin, side, index = 64, -(-size // 4), 0
@@ -207,11 +243,29 @@ def _bottleneck(net: Net, x: str, name: str, cin: int, width: int, stride: int, 
     return net.decide((cout, side, side), labels, [*(body(share) for share in WIDTHS), skip])
 
 
+def modules(path: Path, size: int, seed: int) -> Bundle:
+    """Five layers of 8 modules, three of them residual, and one decision in their midst."""
+    net, cin, side = Net(size, seed), LAYERS[0][0], size // 2
+    net.gate(2, 2 * MODULES)
+    x = net.relu(net.conv("image", "stem", 3, cin, 3, 2), "stem.act")
+    for index, (cout, stride) in enumerate(LAYERS):
+        if index == 2:
+            x = _bottleneck(net, x, "unit2", cin, cin // 4, 1, side)
+        h = net.modules(x, f"layer{index}", cin, cout, stride)
+        h = net.writer.node("Add", [x, h], f"layer{index}.add") if (cin, stride) == (cout, 1) else h
+        x, cin, side = net.relu(h, f"layer{index}.out"), cout, -(-side // stride)
+    return net.bundle("random-modules", x, cin, path, seed)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"module{number}" for number in range(count))
+
+
 def _label(share: float) -> str:
     return "original" if share == 1 else f"narrow{share:.0%}".rstrip("%")
 
 
-BUILDERS = {"mobilenetv2": mobilenetv2, "resnet50": resnet50}
+BUILDERS = {"modules": modules, "mobilenetv2": mobilenetv2, "resnet50": resnet50}
 
 
 def main() -> int:

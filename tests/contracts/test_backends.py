@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,29 +16,69 @@ import pytest
 from edge_runtime.backends import Session, SessionOptions, compile_bundle, open_session
 from edge_runtime.backends.base import Array, random_inputs
 from edge_runtime.backends.fake import FakeSession
+from edge_runtime.backends.onnx.compile import read_modules, read_record
 from edge_runtime.backends.onnx.compiled import CompiledSession
+from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, GateError, InputError
-from edge_runtime.gates import GateGroup, GateSpace
-from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
+from edge_runtime.gates import GateGroup, Gates, GateSpace
+from edge_runtime.search import random_gates
+from tests.support.modular import modular_bundle, modular_reference
+from tests.support.tiny import tiny_bundle, tiny_reference
 
-Open = Callable[[], Session]
+
+@dataclass(frozen=True)
+class Net:
+    """A bundle and what an independent model says of it."""
+
+    bundle: Bundle
+    subnets: list[Gates]
+    """The full one first; all of a small space, some of a large one."""
+
+    classes: int
+    reference: Callable[[Gates, Array], Array]
+
+    @property
+    def space(self) -> GateSpace:
+        return self.bundle.manifest.space
+
+
+@pytest.fixture(scope="module", params=["choices", "modules"])
+def net(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Net:
+    path = tmp_path_factory.mktemp("bundle") / "net.nnf"
+    if request.param == "choices":
+        tiny = tiny_bundle(path)
+        return Net(tiny, list(tiny.manifest.space.enumerate()), 4, tiny_reference)
+    pytest.importorskip("builder.onnx_writer")
+    bundle, rng = modular_bundle(path), random.Random(0)
+    space = bundle.manifest.space
+    alone = [space.gates([0 if g.kind == "choice" else (0,) * 7 + (1,) for g in space.groups])]
+    drawn = dict.fromkeys(random_gates(space, rng) for _ in range(7))
+    return Net(bundle, [space.default, *alone, *drawn], 1000, partial(modular_reference, bundle))
+
+
+@pytest.fixture(scope="module")
+def folder(net: Net, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What is prepared of the net."""
+    made = tmp_path_factory.mktemp("compiled")
+    compile_bundle(net.bundle, SessionOptions(threads=1), made, key="k")
+    return made
 
 
 @pytest.fixture(params=["portable", "compiled", "specialised", "fake"])
-def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
-    bundle = tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny.nnf")
+def session(request: pytest.FixtureRequest, net: Net, folder: Path) -> Iterator[Session]:
     options, stack = SessionOptions(threads=1), contextlib.ExitStack()
+    manifest = net.bundle.manifest
     if request.param == "portable":
-        opened: Session = open_session(bundle, options)
+        opened: Session = open_session(net.bundle, options)
     elif request.param in ("compiled", "specialised"):
-        folder = tmp_path_factory.mktemp("compiled")
-        compile_bundle(bundle, options, folder, key="k")
-        form, single = "crossing", request.param == "specialised"
-        opened = CompiledSession(folder, bundle.manifest, options, form=form, specialises=single)
+        single, modules = request.param == "specialised", read_modules(read_record(folder, "k"))
+        compiled = CompiledSession(folder, manifest, options, form="crossing", specialises=single, modules=modules)
         if single:
-            stack.enter_context(opened.hold(list(SPACE.enumerate())))
+            stack.enter_context(compiled.hold(net.subnets))
+            assert set(compiled.specialised) == set(net.subnets)
+        opened = compiled
     else:
-        opened = FakeSession(SPACE, bundle.manifest.inputs, bundle.manifest.outputs)
+        opened = FakeSession(net.space, manifest.inputs, manifest.outputs)
     with stack:
         yield opened
     opened.close()
@@ -44,52 +88,52 @@ def image(batch: int = 1, seed: int = 0) -> dict[str, Array]:
     return {"image": np.random.default_rng(seed).standard_normal((batch, 3, 16, 16)).astype(np.float32)}
 
 
-def test_it_says_what_it_takes_and_returns(session: Session) -> None:
+def test_it_says_what_it_takes_and_returns(net: Net, session: Session) -> None:
     assert session.name
     assert session.threads == 1
     assert [spec.name for spec in session.inputs] == ["image"]
     assert [spec.name for spec in session.outputs] == ["logits"]
-    assert session.run(random_inputs(session.inputs, seed=0), SPACE.default).keys() == {"logits"}
+    assert session.run(random_inputs(session.inputs, seed=0), net.space.default).keys() == {"logits"}
 
 
-def test_every_subnet_runs_and_answers_in_the_promised_shape_and_dtype(session: Session) -> None:
-    for gates in SPACE.enumerate():
+def test_every_subnet_runs_and_answers_in_the_promised_shape_and_dtype(net: Net, session: Session) -> None:
+    for gates in net.subnets:
         logits = session.run(image(2), gates)["logits"]
-        assert (logits.shape, logits.dtype) == ((2, 4), np.float32)
+        assert (logits.shape, logits.dtype) == ((2, net.classes), np.float32)
         assert np.isfinite(logits).all()
 
 
-def test_a_batch_answers_as_its_samples_do(session: Session) -> None:
+def test_a_batch_answers_as_its_samples_do(net: Net, session: Session) -> None:
     batch = image(5)["image"]
-    together = session.run({"image": batch}, SPACE.default)["logits"]
-    alone = [session.run({"image": batch[i : i + 1]}, SPACE.default)["logits"][0] for i in range(5)]
+    together = session.run({"image": batch}, net.space.default)["logits"]
+    alone = [session.run({"image": batch[i : i + 1]}, net.space.default)["logits"][0] for i in range(5)]
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
-def test_equal_inputs_give_equal_outputs_and_other_gates_give_others(session: Session) -> None:
-    gates = SPACE.parse("1-0-2")
+def test_equal_inputs_give_equal_outputs_and_other_gates_give_others(net: Net, session: Session) -> None:
+    gates = net.subnets[5]
     first = session.run(image(), gates)["logits"]
-    other = session.run(image(), SPACE.default)["logits"]
+    other = session.run(image(), net.space.default)["logits"]
     np.testing.assert_array_equal(first, session.run(image(), gates)["logits"])
     assert np.abs(first - other).max() > 1e-3
 
 
-def test_outputs_belong_to_the_caller(session: Session) -> None:
-    first = session.run(image(), SPACE.default)["logits"]
+def test_outputs_belong_to_the_caller(net: Net, session: Session) -> None:
+    first = session.run(image(), net.space.default)["logits"]
     kept = first.copy()
-    session.run(image(seed=1), SPACE.parse("2-2-2"))
+    session.run(image(seed=1), net.subnets[-1])
     np.testing.assert_array_equal(first, kept)
 
 
-def test_inputs_are_not_changed(session: Session) -> None:
+def test_inputs_are_not_changed(net: Net, session: Session) -> None:
     given = image()
     before = given["image"].copy()
-    session.run(given, SPACE.default)
+    session.run(given, net.space.default)
     np.testing.assert_array_equal(given["image"], before)
 
 
-def test_threads_with_different_gates_never_mix(session: Session) -> None:
-    gates = list(SPACE.enumerate())
+def test_threads_with_different_gates_never_mix(net: Net, session: Session) -> None:
+    gates = net.subnets
     expected = {g: session.run(image(), g)["logits"] for g in gates}
 
     def work(offset: int) -> bool:
@@ -97,7 +141,7 @@ def test_threads_with_different_gates_never_mix(session: Session) -> None:
         return all(np.array_equal(session.run(image(), g)["logits"], expected[g]) for g in order * 3)
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(work, (0, 7, 14, 21)))
+        assert all(pool.map(work, (0, len(gates) // 4, len(gates) // 2, 3 * len(gates) // 4)))
 
 
 @pytest.mark.parametrize(
@@ -112,28 +156,28 @@ def test_threads_with_different_gates_never_mix(session: Session) -> None:
         ({"image": [[1.0]]}, "is a list"),
     ],
 )
-def test_wrong_inputs_are_named(session: Session, inputs: dict[str, Array], words: str) -> None:
+def test_wrong_inputs_are_named(net: Net, session: Session, inputs: dict[str, Array], words: str) -> None:
     with pytest.raises(InputError) as caught:
-        session.run(inputs, SPACE.default)
+        session.run(inputs, net.space.default)
     assert words in str(caught.value)
 
 
-def test_gates_of_another_model_are_refused(session: Session) -> None:
+def test_gates_of_another_model_are_refused(net: Net, session: Session) -> None:
     stranger = GateSpace((GateGroup("unit0", "choice", ("a", "b")),)).default
     with pytest.raises(GateError, match="another model"):
         session.run(image(), stranger)
 
 
-def test_a_closed_session_says_so_however_often_it_is_closed(session: Session) -> None:
+def test_a_closed_session_says_so_however_often_it_is_closed(net: Net, session: Session) -> None:
     session.close()
     session.close()
     with pytest.raises(BackendError, match="closed"):
-        session.run(image(), SPACE.default)
+        session.run(image(), net.space.default)
 
 
-def test_onnxruntime_computes_what_numpy_computes(tmp_path: object) -> None:
-    session = open_session(tiny_bundle(f"{tmp_path}/tiny.nnf"))
+@pytest.mark.parametrize("session", ["portable", "compiled", "specialised"], indirect=True)
+def test_onnxruntime_computes_what_numpy_computes(net: Net, session: Session) -> None:
     given = image(3)
-    for gates in SPACE.enumerate():
+    for gates in net.subnets:
         found = session.run(given, gates)["logits"]
-        np.testing.assert_allclose(found, tiny_reference(gates, given["image"]), atol=1e-3)
+        np.testing.assert_allclose(found, net.reference(gates, given["image"]), atol=1e-3)

@@ -65,6 +65,15 @@ def test_random_mutations_give_a_valid_model_or_one_clear_error(tmp_path: Path) 
     assert outcomes["refused by onnxruntime"] <= 5
 
 
+def test_random_mutations_of_layers_of_modules_do_too(tmp_path: Path) -> None:
+    pytest.importorskip("builder.onnx_writer")
+    outcomes = run_children([("modules", 0, 200), ("modules", 200, 200)], tmp_path)
+    assert sum(outcomes.values()) == 400
+    assert outcomes["valid"] > 40
+    assert outcomes["refused by the check"] > 40
+    assert outcomes["refused by onnxruntime"] <= 2
+
+
 def refused_at_every_size(bundle: Path, file: Path, *, step: int = 1) -> None:
     """Shorten `file` a little at a time; `bundle` must be refused each time."""
     with file.open("r+b") as stream:

@@ -402,7 +402,7 @@ def test_what_cannot_be_specialised_is_served_by_the_gated_graph(
     gates = SPACE.parse("1-1-1")
     wanted = session.run(image(), gates)["logits"]
     with monkeypatch.context() as patch:
-        patch.setattr(session, "alone", mock.Mock(side_effect=MemoryError))
+        patch.setattr(session, "_specialise", mock.Mock(side_effect=MemoryError))
         session.prefer(gates)
         with session.hold([gates]):
             np.testing.assert_array_equal(session.run(image(), gates)["logits"], wanted)
@@ -421,8 +421,8 @@ def test_no_thread_to_be_had_is_no_reason_to_fail(session: CompiledSession) -> N
 def test_a_specialised_session_that_answers_otherwise_is_not_used(
     session: CompiledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, wrong = SPACE.parse("1-1-1"), session.alone(SPACE.parse("2-2-2"))
-    monkeypatch.setattr(session, "alone", lambda gates: wrong)
+    right, wrong = SPACE.parse("1-1-1"), session._specialise(SPACE.parse("2-2-2"))
+    monkeypatch.setattr(session, "_specialise", lambda gates: wrong)
     with session.hold([right]):
         assert session.specialised == ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from pathlib import Path
 from types import ModuleType
@@ -20,22 +19,16 @@ from edge_runtime.backends import (
 )
 from edge_runtime.backends.base import random_inputs, relative_difference
 from edge_runtime.search import random_gates
-
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "supernets.py"
+from tests.support import modular
 
 
 @pytest.fixture(scope="module")
 def supernets() -> ModuleType:
     pytest.importorskip("builder.onnx_writer")
-    spec = importlib.util.spec_from_file_location("supernets", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return modular.supernets()
 
 
-@pytest.mark.parametrize(("name", "groups"), [("mobilenetv2", 17), ("resnet50", 16)])
+@pytest.mark.parametrize(("name", "groups"), [("mobilenetv2", 17), ("resnet50", 16), ("modules", 6)])
 def test_every_form_of_a_whole_network_answers_the_same(
     supernets: ModuleType, tmp_path: Path, name: str, groups: int
 ) -> None:

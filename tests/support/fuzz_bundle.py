@@ -1,15 +1,17 @@
 """Child process of test_bundle_fuzz: reads damaged bundles and reports what came of each.
 
-    python -m tests.support.fuzz_bundle raw|resealed FIRST COUNT WORKDIR
+    python -m tests.support.fuzz_bundle raw|resealed|modules FIRST COUNT WORKDIR
 
-Prints one JSON object. A case that takes longer than SECONDS_PER_CASE ends the process with a traceback; before every
-case its number is written to WORKDIR/case, so that a crash names its seed.
+`modules` is as `resealed`, of a bundle with layers of modules. Prints one JSON object. A case that takes longer than
+SECONDS_PER_CASE ends the process with a traceback; before every case its number is written to WORKDIR/case, so that a
+crash names its seed.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import json
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -20,18 +22,21 @@ from edge_runtime.backends import open_session
 from edge_runtime.backends.base import random_inputs
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError
+from edge_runtime.search import random_gates
+from tests.support.modular import modular_parts
 from tests.support.mutate import mutate_bytes, mutate_resealed
-from tests.support.tiny import tiny_bundle, tiny_parts
+from tests.support.tiny import tiny_parts
 
 SECONDS_PER_CASE = 20
 
 
 def main(kind: str, first: int, count: int, work: Path) -> None:
-    parts = tiny_parts()
     path = work / f"{kind}_{first}.nnf"
-    tiny_bundle(path)
+    parts = modular_parts(path) if kind == "modules" else tiny_parts()
+    if kind != "modules":
+        parts.write(path)
     whole = path.read_bytes()
-    body = json.loads(tiny_bundle_manifest(path))
+    body = json.loads(manifest_bytes(path))
     outcomes: Counter[str] = Counter()
     for case in range(first, first + count):
         (work / f"case_{kind}_{first}").write_text(str(case))
@@ -43,7 +48,7 @@ def main(kind: str, first: int, count: int, work: Path) -> None:
     print(json.dumps(outcomes))
 
 
-def tiny_bundle_manifest(path: Path) -> bytes:
+def manifest_bytes(path: Path) -> bytes:
     """The manifest's bytes, taken out of the zip by hand: it is the first member."""
     data = path.read_bytes()
     return data[data.index(b"{") : data.index(b"PK\3\4", 4)]
@@ -61,9 +66,8 @@ def try_bundle(path: Path, rng: np.random.Generator) -> str:
     except BundleError as error:
         check_clear(error)
         return "refused by onnxruntime" if "onnxruntime" in error.message else "refused by the check"
-    subnets = [bundle.manifest.space.default]
-    subnets.append(bundle.manifest.space.gates([int(rng.integers(g.size)) for g in bundle.manifest.space.groups]))
-    for gates in subnets:
+    space = bundle.manifest.space
+    for gates in (space.default, random_gates(space, random.Random(int(rng.integers(2**32))))):
         outputs = session.run(random_inputs(session.inputs, seed=0, batch=2), gates)
         for spec in session.outputs:
             found = outputs[spec.name]

@@ -36,6 +36,8 @@ MAX_INITIALIZERS = 65_536
 MAX_MULTIPLY_ADDS = 2**38
 MAX_TOTAL_ELEMENTS = 2**30
 MAX_WEIGHT_USES = 2**28
+MAX_SWITCHED_WEIGHTS = 2048
+MAX_SWITCHED_CHANNELS = 2**20
 _Scope = ChainMap[str, Value]
 _DECISION = re.compile(r"(?:group|window)_([0-9]{1,4})(?:_tree_[0-9]{1,4})?")
 
@@ -114,6 +116,8 @@ class _Walk:
     multiply_adds: int = 0
     elements: int = 0
     weight_uses: int = 0
+    switched: list[tuple[str, frozenset[int]]] = field(default_factory=list)
+    switched_channels: int = 0
 
     def claim(self, name: str) -> str:
         """`name`, for the one value in the whole graph that may have it."""
@@ -149,9 +153,27 @@ class _Walk:
             raise BundleError("the operator is not allowed", hint=f"allowed: If, {', '.join(RULES)}")
         if not rule.inputs[0] <= len(inputs) <= rule.inputs[1] or inputs[0] is None:
             raise BundleError(f"it has {len(inputs)} inputs")
+        if not rule.elastic and any(v and v.elastic for v in inputs):
+            raise BundleError("it cannot take what gates switch channels of", hint="only Conv and activations can")
+        if depth and any(v and (v.elastic or v.channels) for v in inputs):
+            raise BundleError("channels are switched in the outermost graph only, not in a branch")
         value = rule.infer(read_attributes(node, rule.attributes), inputs)
         self._charge(inputs, value)
+        self._note_channels(node, inputs[0], value)
         return value
+
+    def _note_channels(self, node: Any, first: Value, value: Value) -> None:
+        """Which gates switch channels, and which of those a convolution reads in the end; bounded."""
+        if value.channels:
+            self.switched_channels += len(value.channels)
+        if node.op_type == "Compress" and value.elastic:
+            self.switched.append((node.name, frozenset(value.elastic.channels)))
+        if node.op_type == "Conv" and first.elastic:
+            self.tested.update(first.elastic.channels)
+        if self.switched_channels > MAX_SWITCHED_CHANNELS or len(self.switched) > MAX_SWITCHED_WEIGHTS:
+            raise BundleError(
+                f"gates switch more than {MAX_SWITCHED_CHANNELS} channels or {MAX_SWITCHED_WEIGHTS} weights"
+            )
 
     def _charge(self, inputs: list[Value | None], value: Value) -> None:
         """Bound memory and time over the whole graph; a weight counts once per use, for each use packs a copy."""
@@ -203,10 +225,22 @@ class _Walk:
             groups = manifest.space.groups
             if index >= len(groups) or not first[index] <= gate < first[index] + groups[index].width:
                 raise BundleError(f"decision {name!r} tests entry {gate} of the gate vector, which is another group's")
+        self._check_switched(manifest, first)
         needed = {at + i for at, group in zip(first, manifest.space.groups, strict=True) for i in range(group.width)}
         unused = needed - self.tested - {at for at, g in zip(first, manifest.space.groups, strict=True) if g.size == 1}
         if unused:
             raise BundleError(f"no decision tests the entries {sorted(unused)[:10]} of the gate vector")
+
+    def _check_switched(self, manifest: Manifest, first: list[int]) -> None:
+        """Channels are switched by all modules of one group: as one of those is on, no layer is ever without any."""
+        starts = zip(first, manifest.space.groups, strict=True)
+        subsets = {frozenset(range(at, at + group.width)) for at, group in starts if group.kind == "subset"}
+        for name, entries in self.switched:
+            if entries not in subsets:
+                raise BundleError(
+                    f"{name!r} compresses by the entries {sorted(entries)[:10]} of the gate vector",
+                    hint="use every entry of one subset group, and no other",
+                )
 
 
 def _find(name: str, scope: Mapping[str, Value]) -> Value | None:

@@ -16,11 +16,13 @@ from typing import Any
 
 from edge_runtime.backends.base import DamagedError, RefusedError, SessionOptions
 from edge_runtime.backends.onnx.compiled import CompiledSession
-from edge_runtime.backends.onnx.prepare import FORMS, RECORD, SKELETON, TENSORS, file_sha256
+from edge_runtime.backends.onnx.modules import ModuleInput
+from edge_runtime.backends.onnx.prepare import FORMS, PORTABLE, RECORD, SKELETON, TENSORS, file_sha256
+from edge_runtime.backends.onnx.session import WEIGHTS_FILE
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import BackendError
+from edge_runtime.errors import BackendError, BundleError
 
-__all__ = ["compile_bundle", "open_compiled", "read_record"]
+__all__ = ["compile_bundle", "open_compiled", "read_modules", "read_record"]
 
 LEAST_GAIN = 1.01
 """A specialised session has to be quicker than the gated one by this factor to be worth its memory."""
@@ -37,6 +39,7 @@ request = json.load(sys.stdin)
 if os.getppid() != request["parent"]:
     sys.exit(1)
 sys.path[:] = request["path"]
+from edge_runtime.backends.onnx.modules import ModuleInput
 from edge_runtime.backends.onnx.prepare import main
 main(request, print)
 """
@@ -106,7 +109,11 @@ def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key:
     specialises = record["gain"] >= LEAST_GAIN
     refused = record["refused"] if isinstance(record.get("refused"), dict) else {}
     note = "; ".join(f"{form} refused: {str(reason)[:100]}" for form, reason in refused.items())
-    return CompiledSession(folder, bundle.manifest, options, form=record["form"], specialises=specialises, note=note)
+    made = {"form": record["form"], "specialises": specialises, "note": note, "modules": read_modules(record)}
+    try:
+        return CompiledSession(folder, bundle.manifest, options, **made)
+    except BundleError as error:  # the bundle is right: it was checked when the folder was made
+        raise DamagedError(f"the prepared model is another one: {error.message}") from error
 
 
 def read_record(folder: Path, key: str) -> dict[str, Any]:
@@ -115,7 +122,8 @@ def read_record(folder: Path, key: str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(_read_small(folder / RECORD))
         files, known = record["files"], record["form"] in FORMS and isinstance(record["gain"], float)
-        if record["key"] != key or not known or not {SKELETON} <= files.keys() <= {SKELETON, TENSORS}:
+        needed = {SKELETON, PORTABLE, WEIGHTS_FILE} if read_modules(record) else {SKELETON}
+        if record["key"] != key or not known or not needed <= files.keys() <= needed | {TENSORS}:
             raise DamagedError("the prepared model is of another version")
         for name, entry in files.items():
             _check_owner(folder / name)
@@ -126,6 +134,11 @@ def read_record(folder: Path, key: str) -> dict[str, Any]:
     except OSError as error:
         raise BackendError(f"the prepared model cannot be read: {error.strerror or error}") from error
     return record
+
+
+def read_modules(record: dict[str, Any]) -> list[ModuleInput]:
+    """What the gated session is fed. Raises `KeyError`, `TypeError` or `ValueError` where the record is wrong there."""
+    return [ModuleInput.from_json(entry) for entry in record["modules"]]
 
 
 def _check_owner(path: Path) -> None:

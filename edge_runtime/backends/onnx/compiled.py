@@ -2,7 +2,8 @@
 
 Tier 1 is the prepared gated graph; the weights of branches that do not run stay on the disk. Tier 2 are sessions of one
 subnet each: the gates are inlined into the prepared skeleton, the weights are the same mapped file, and nothing is
-optimised again, so that one is made in milliseconds. Which tier runs is looked up anew in each run.
+optimised again, so that one is made in milliseconds. Where a model has layers of modules, tier 1 is fed the modules
+that are on, gathered once for each subnet, and tier 2 is optimised anew. Which tier runs is looked up in each run.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edge_runtime.backends.base import (
     Array,
     SessionOptions,
@@ -24,8 +23,10 @@ from edge_runtime.backends.base import (
     check_inputs,
     random_inputs,
 )
-from edge_runtime.backends.onnx.prepare import SKELETON, outputs_agree
-from edge_runtime.backends.onnx.session import check_signature, create_prepared, foreign_errors
+from edge_runtime.backends.onnx.modules import ModuleInput
+from edge_runtime.backends.onnx.prepare import outputs_agree
+from edge_runtime.backends.onnx.prepared import PreparedGraph
+from edge_runtime.backends.onnx.session import foreign_errors
 from edge_runtime.bundle import Manifest, TensorSpec
 from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates
@@ -45,12 +46,22 @@ class CompiledSession:
         options: What the folder was prepared for.
         form: Which form it is, for people.
         specialises: Whether sessions of single subnets are quicker here.
+        note: What the form is worth knowing of.
+        modules: What the gated session is fed besides inputs and gates.
     """
 
     maps_weights = True
 
     def __init__(
-        self, folder: Path, manifest: Manifest, options: SessionOptions, *, form: str, specialises: bool, note: str = ""
+        self,
+        folder: Path,
+        manifest: Manifest,
+        options: SessionOptions,
+        *,
+        form: str,
+        specialises: bool,
+        note: str = "",
+        modules: Sequence[ModuleInput] = (),
     ) -> None:
         self.name = f"onnxruntime-{form}"
         self.note = note
@@ -62,12 +73,9 @@ class CompiledSession:
         """Where the prepared files are."""
         self.specialises = specialises
         """Whether sessions of single subnets are made."""
-        self._options = options
-        self._space, self._gate_input = manifest.space, manifest.gate_input
+        self._space = manifest.space
         self._output_names = [spec.name for spec in manifest.outputs]
-        self._gated: Any = create_prepared(folder / SKELETON, options)
-        check_signature(self._gated, manifest)
-        self._skeleton: Any = None
+        self._graph: PreparedGraph | None = PreparedGraph(folder, manifest, options, modules)
         self._special: OrderedDict[Gates, Any] = OrderedDict()
         self._making = threading.Lock()
         self._active = manifest.space.default
@@ -77,25 +85,26 @@ class CompiledSession:
 
     def run(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
         """Run one subnet on one batch; see `Session.run`."""
-        gated, special = self._gated, self._special.get(gates)
-        if gated is None:
-            raise BackendError("the session is closed", hint="open the model again")
+        graph, special = self._open_graph(), self._special.get(gates)
         check_gates(self._space, gates)
         check_inputs(self.inputs, inputs)
         with foreign_errors(f"subnet {gates} could not be run"):
             if special is not None:
                 values = special.run(self._output_names, dict(inputs))
             else:
-                vector = np.array(gates.vector(), dtype=np.int64)
-                values = gated.run(self._output_names, {**inputs, self._gate_input: vector})
+                values = graph.gated.run(self._output_names, graph.feeds(inputs, gates))
         return dict(zip(self._output_names, values, strict=True))
 
     def prefer(self, gates: Gates) -> None:
-        """Make a session of this subnet alone in the background; see `Session.prefer`."""
+        """Gather its modules, and make a session of this subnet alone in the background; see `Session.prefer`."""
         check_gates(self._space, gates)
+        graph = self._graph
+        if graph is not None and gates not in self._special:
+            with contextlib.suppress(MemoryError):  # the run that needs them says so
+                graph.gather(gates)
         with self._asking:
             self._active = gates
-            if not self.specialises or self._gated is None or self._serving or gates in self._special:
+            if not self.specialises or self._graph is None or self._serving or gates in self._special:
                 return
             self._serving = True
             try:
@@ -122,29 +131,24 @@ class CompiledSession:
 
     def close(self) -> None:
         """Drop all native sessions; see `Session.close`."""
-        self._gated = None
+        self._graph = None
         with self._making:
             self._special.clear()
-            self._skeleton = None
 
     @property
     def specialised(self) -> tuple[Gates, ...]:
         """The subnets that have a session of their own now."""
         return tuple(self._special)
 
-    def alone(self, gates: Gates, *, profile_prefix: Path | None = None) -> Any:
-        """A new native session of one subnet, not compared with anything and not kept; it may write a profile."""
-        from edge_runtime.backends.onnx.passes import inline_gates
+    def alone(self, gates: Gates, *, profile_prefix: Path) -> Any:
+        """A new native session of one subnet that writes a profile; compared with nothing, and not kept here."""
+        with self._making:
+            return self._specialise(gates, profile_prefix)
 
-        inlined = inline_gates(self._read_skeleton(), self._gate_input, gates.vector(), pause=_give_way)
-        model = inlined.SerializeToString()
-        return create_prepared(model, self._options, folder=self.folder, profile_prefix=profile_prefix)
-
-    def owners(self) -> dict[str, int]:
-        """The group that each node of a subnet's graph belongs to, by node name; other nodes belong to none."""
-        from edge_runtime.backends.onnx.passes import decisions_of
-
-        return decisions_of(self._read_skeleton())
+    def decisions(self) -> dict[str, int]:
+        """The group that each node of a subnet alone belongs to, by node name; other nodes belong to none."""
+        with self._making:
+            return self._open_graph().decisions()
 
     def _serve(self) -> None:
         """Make what is active, and what became active meanwhile."""
@@ -161,13 +165,13 @@ class CompiledSession:
     def _make(self, gates: Gates) -> None:
         """A session of one subnet, compared with the gated one; where that fails, tier 1 serves it."""
         with self._making:
-            gated = self._gated
-            if gated is None:
+            graph = self._graph
+            if graph is None:
                 return
             if gates not in self._special:
                 try:
-                    special = self.alone(gates)
-                    self._compare(gated, special, gates)
+                    special = self._specialise(gates)
+                    self._compare(graph, special, gates)
                 except Exception:  # whatever a library raises here, the gated session answers
                     return
                 self._special[gates] = special
@@ -180,20 +184,20 @@ class CompiledSession:
             for gates in spare[: max(0, len(self._special) - KEPT)]:
                 del self._special[gates]
 
-    def _compare(self, gated: Any, special: Any, gates: Gates) -> None:
+    def _specialise(self, gates: Gates, profile_prefix: Path | None = None) -> Any:
+        return self._open_graph().alone(gates, pause=_give_way, profile_prefix=profile_prefix)
+
+    def _open_graph(self) -> PreparedGraph:
+        graph = self._graph
+        if graph is None:
+            raise BackendError("the session is closed", hint="open the model again")
+        return graph
+
+    def _compare(self, graph: PreparedGraph, special: Any, gates: Gates) -> None:
         inputs = random_inputs(self.inputs, seed=0)
-        feeds = {**inputs, self._gate_input: np.array(gates.vector(), dtype=np.int64)}
-        wanted, found = gated.run(self._output_names, feeds), special.run(self._output_names, inputs)
-        if not outputs_agree(wanted, found):
+        wanted = graph.gated.run(self._output_names, graph.feeds(inputs, gates))
+        if not outputs_agree(wanted, special.run(self._output_names, inputs)):
             raise BackendError(f"subnet {gates} alone answers otherwise")
-
-    def _read_skeleton(self) -> Any:
-        if self._skeleton is None:
-            import onnx
-
-            with foreign_errors("the prepared graph cannot be read"):
-                self._skeleton = onnx.load(str(self.folder / SKELETON), load_external_data=False)
-        return self._skeleton
 
 
 def _give_way() -> None:

@@ -15,8 +15,9 @@ import numpy as np
 
 from edge_runtime.backends.base import Array, SessionOptions, random_inputs, relative_difference
 from edge_runtime.backends.onnx.check import check_graph
+from edge_runtime.backends.onnx.modules import read_tensor
 from edge_runtime.backends.onnx.passes import inline_gates
-from edge_runtime.backends.onnx.session import WEIGHTS_FILE, foreign_errors, open_portable
+from edge_runtime.backends.onnx.session import foreign_errors, open_portable
 from edge_runtime.backends.onnx.static import open_static
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError
@@ -43,7 +44,7 @@ def export_subnet(bundle: Bundle, gates: Gates) -> bytes:
     check_graph(bundle)
     model = onnx.load_from_string(bundle.model_bytes)
     with foreign_errors("the subnet cannot be exported"):
-        read = partial(_read_tensor, weights=bundle.weights)
+        read = partial(read_tensor, weights=bundle.weights)
         static = inline_gates(model, bundle.manifest.gate_input, gates.vector(), read=read)
         _Folding(static.graph, bundle.weights).fold()
     static.producer_name = "nnf-edge"
@@ -121,19 +122,4 @@ class _Folding:
 
     def _value(self, name: str) -> Array:
         """A tensor, as folded so far."""
-        return self._folded[name] if name in self._folded else _read_tensor(self._tensors[name], self._weights)
-
-
-def _read_tensor(tensor: Any, weights: bytes) -> Array:
-    """The value of a TensorProto, from the bundle's weight file where it lies there; no other file is read."""
-    from onnx import TensorProto, helper, numpy_helper
-
-    if tensor.data_location != TensorProto.EXTERNAL:
-        inside: Array = numpy_helper.to_array(tensor)
-        return inside
-    where = {entry.key: entry.value for entry in tensor.external_data}
-    if where["location"] != WEIGHTS_FILE:
-        raise BackendError(f"tensor {tensor.name!r} lies in {where['location']!r}")
-    start = int(where.get("offset", 0))
-    raw = weights[start : start + int(where["length"])]
-    return np.frombuffer(raw, helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tuple(tensor.dims))
+        return self._folded[name] if name in self._folded else read_tensor(self._tensors[name], self._weights)

@@ -16,7 +16,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,18 @@ import numpy as np
 
 from edge_runtime.backends.base import Array, SessionOptions, random_inputs, relative_difference
 from edge_runtime.backends.onnx.check import check_graph
-from edge_runtime.backends.onnx.passes import inline_gates, keep_blocked, make_names_unique, value_shapes
-from edge_runtime.backends.onnx.session import check_signature, create_dump, create_prepared, foreign_errors
+from edge_runtime.backends.onnx.modules import ModuleInput, write_modules
+from edge_runtime.backends.onnx.passes import keep_blocked, lift_switched, make_names_unique, value_shapes
+from edge_runtime.backends.onnx.prepared import PORTABLE, SKELETON, TENSORS, PreparedGraph
+from edge_runtime.backends.onnx.session import WEIGHTS_FILE, create_dump, create_native, foreign_errors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, EdgeError
-from edge_runtime.gates import Gates
+from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.search import covering_vectors, random_gates
 
-__all__ = ["FORMS", "RECORD", "SKELETON", "TENSORS", "file_sha256", "main", "outputs_agree", "prepare"]
+__all__ = ["FORMS", "PORTABLE", "RECORD", "SKELETON", "TENSORS", "file_sha256", "main", "outputs_agree", "prepare"]
 
-SKELETON, TENSORS, RECORD = "skeleton.onnx", "tensors.bin", "record.json"
+RECORD = "record.json"
 
 FORMS = ("crossing", "dump", "extended")
 """Quickest first: blocked across branches; as dumped at full optimisation; without blocked layouts."""
@@ -62,10 +64,27 @@ class _Attempt:
     folder: Path
     seed: int
 
+    lifted: Bundle
+    """The same, with the graph that is optimised: it is fed the weights of modules."""
+
+    modules: tuple[ModuleInput, ...]
+    """What it is fed."""
+
     def vectors(self) -> list[Gates]:
-        """Every alternative at least once, and some random subnets."""
+        """Every alternative at least once, every module alone in its layer, and some random subnets."""
         space, rng = self.bundle.manifest.space, random.Random(self.seed)
-        return [space.default, *covering_vectors(space), *(random_gates(space, rng) for _ in range(RANDOM_VECTORS))]
+        drawn = (random_gates(space, rng) for _ in range(RANDOM_VECTORS))
+        return [space.default, *covering_vectors(space), *_lone_modules(space), *drawn]
+
+
+def _lone_modules(space: GateSpace) -> Iterator[Gates]:
+    """Subnets of one module a layer, until each was that one; none where there are no such layers."""
+    bits = {index: group.size for index, group in enumerate(space.groups) if group.kind == "subset"}
+    for turn in range(max(bits.values(), default=0)):
+        gates = space.default
+        for index, size in bits.items():
+            gates = gates.replace(index, tuple(int((index + turn) % size == module) for module in range(size)))
+        yield gates
 
 
 def prepare(request: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +101,8 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
         raise BackendError("the bundle was changed while it was being prepared", hint="load the model again")
     check_graph(bundle)
     options = SessionOptions(request["threads"], tuple(request["providers"]))
-    attempt = _Attempt(bundle, options, Path(request["folder"]), request["seed"])
+    folder = Path(request["folder"])
+    attempt = _Attempt(bundle, options, folder, request["seed"], *_lift(bundle, folder))
     refused: dict[str, str] = {}
     for form in FORMS:
         try:
@@ -91,15 +111,30 @@ def prepare(request: dict[str, Any]) -> dict[str, Any]:
             refused[form] = str(reason)
             continue
         gain = _specialised_gain(attempt)
-        return {"form": form, "error": error, "gain": gain, "refused": refused, "files": _files(attempt.folder)}
+        record = {"form": form, "error": error, "gain": gain, "refused": refused, "files": _files(folder)}
+        return record | {"modules": [each.to_json() for each in attempt.modules]}
     raise BackendError("no prepared form of the graph is right: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
+
+
+def _lift(bundle: Bundle, folder: Path) -> tuple[Bundle, tuple[ModuleInput, ...]]:
+    """The bundle with the graph to be optimised, and what that is fed; what it is gathered from is in `folder` then."""
+    import onnx
+
+    if all(group.kind != "subset" for group in bundle.manifest.space.groups):
+        return bundle, ()
+    model = onnx.load_from_string(bundle.model_bytes)
+    lifted = lift_switched(model)
+    if not lifted:
+        return bundle, ()
+    (folder / PORTABLE).write_bytes(bundle.model_bytes)
+    modules = write_modules(folder / WEIGHTS_FILE, lifted, bundle.weights)
+    return replace(bundle, model_bytes=model.SerializeToString()), modules
 
 
 def _make(form: str, attempt: _Attempt) -> float:
     """Write one form; its largest relative difference from the portable graph."""
     reference = _dump(form, attempt)
-    prepared = create_prepared(attempt.folder / SKELETON, attempt.options)
-    check_signature(prepared, attempt.bundle.manifest)
+    prepared = PreparedGraph(attempt.folder, attempt.bundle.manifest, attempt.options, attempt.modules)
     worst = 0.0
     for difference in _differences(reference, prepared, attempt):
         if not difference <= TOLERANCE:
@@ -109,11 +144,13 @@ def _make(form: str, attempt: _Attempt) -> float:
 
 
 def _dump(form: str, attempt: _Attempt) -> Any:
-    """Optimise, dump, rewrite; gives the session that was optimised, which is the portable graph as it always ran."""
+    """Optimise, dump, rewrite; gives a session that runs the portable graph as it always ran."""
     import onnx
 
-    skeleton, bundle = attempt.folder / SKELETON, attempt.bundle
+    skeleton, bundle = attempt.folder / SKELETON, attempt.lifted
     reference = create_dump(bundle, attempt.options, skeleton, TENSORS, blocked=form != "extended")
+    if attempt.modules:  # what was dumped is another graph
+        reference = create_native(attempt.bundle.model_bytes, bundle.weights, attempt.options)
     with foreign_errors("the optimised graph cannot be read back"):
         model = onnx.load(str(skeleton), load_external_data=False)
         make_names_unique(model)
@@ -123,7 +160,7 @@ def _dump(form: str, attempt: _Attempt) -> Any:
     return reference
 
 
-def _differences(reference: Any, prepared: Any, attempt: _Attempt) -> Iterator[float]:
+def _differences(reference: Any, prepared: PreparedGraph, attempt: _Attempt) -> Iterator[float]:
     """Relative differences of all outputs, over subnets and over one image and two."""
     manifest = attempt.bundle.manifest
     names = [spec.name for spec in manifest.outputs]
@@ -131,29 +168,25 @@ def _differences(reference: Any, prepared: Any, attempt: _Attempt) -> Iterator[f
         inputs = random_inputs(manifest.inputs, seed=attempt.seed + number, batch=1 + number % 2)
         feeds = {**inputs, manifest.gate_input: np.array(gates.vector(), np.int64)}
         with foreign_errors(f"the prepared graph cannot run subnet {gates}"):
-            wanted, found = reference.run(names, feeds), prepared.run(names, feeds)
+            wanted, found = reference.run(names, feeds), prepared.gated.run(names, prepared.feeds(inputs, gates))
         yield from (relative_difference(one, other) for one, other in zip(wanted, found, strict=True))
 
 
 def _specialised_gain(attempt: _Attempt) -> float:
     """Latency of the gated session over that of one subnet alone, the median over three; 0 where none can be made."""
-    import onnx
-
-    model = onnx.load(str(attempt.folder / SKELETON), load_external_data=False)
     manifest, rng = attempt.bundle.manifest, random.Random(attempt.seed)
-    gated = create_prepared(attempt.folder / SKELETON, attempt.options)
+    prepared = PreparedGraph(attempt.folder, manifest, attempt.options, attempt.modules)
     inputs = random_inputs(manifest.inputs, seed=attempt.seed)
     ratios: list[float] = []
     for gates in (manifest.space.default, *(random_gates(manifest.space, rng) for _ in range(2))):
         try:
-            inlined = inline_gates(model, manifest.gate_input, gates.vector())
-            special = create_prepared(inlined.SerializeToString(), attempt.options, folder=attempt.folder)
+            special = prepared.alone(gates)
         except BackendError:
             return 0.0
-        feeds = {**inputs, manifest.gate_input: np.array(gates.vector(), np.int64)}
-        if not outputs_agree(gated.run(None, feeds), special.run(None, inputs)):
+        feeds = prepared.feeds(inputs, gates)
+        if not outputs_agree(prepared.gated.run(None, feeds), special.run(None, inputs)):
             return 0.0
-        ratios.append(_ratio(partial(gated.run, None, feeds), partial(special.run, None, inputs)))
+        ratios.append(_ratio(partial(prepared.gated.run, None, feeds), partial(special.run, None, inputs)))
     return statistics.median(ratios)
 
 
@@ -176,7 +209,7 @@ def outputs_agree(wanted: list[Array], found: list[Array]) -> bool:
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    made = {name: folder / name for name in (SKELETON, TENSORS) if (folder / name).exists()}
+    made = {name: folder / name for name in (SKELETON, TENSORS, PORTABLE, WEIGHTS_FILE) if (folder / name).exists()}
     return {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in made.items()}
 
 

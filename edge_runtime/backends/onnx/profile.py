@@ -90,7 +90,7 @@ def profile_kernels(
 def _alone(
     session: CompiledSession, inputs: Mapping[str, Array], vectors: Sequence[Gates], prefix: Path
 ) -> list[_Subject]:
-    owners = session.owners()
+    owners = session.decisions()
     with foreign_errors("a subnet cannot be profiled alone"):
         natives = [
             session.alone(gates, profile_prefix=prefix.with_suffix(f".{number}"))

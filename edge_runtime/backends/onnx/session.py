@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from edge_runtime.bundle import Bundle, Manifest, TensorSpec
 from edge_runtime.errors import BackendError, BundleError, ResourceError
 from edge_runtime.gates import Gates
 
-__all__ = ["PortableSession", "create_native", "foreign_errors", "open_portable"]
+__all__ = ["WEIGHTS_FILE", "PortableSession", "create_native", "foreign_errors", "open_portable"]
 
 WEIGHTS_FILE = "weights.bin"
 SEVERITY_ERROR = 3
@@ -78,10 +78,10 @@ def open_portable(bundle: Bundle, options: SessionOptions) -> PortableSession:
     return PortableSession(native, bundle, options)
 
 
-def check_signature(native: Any, manifest: Manifest) -> None:
-    """Raise `BundleError` unless a gated session takes and gives the tensors that the manifest names."""
+def check_signature(native: Any, manifest: Manifest, fed: Collection[str] = ()) -> None:
+    """Raise `BundleError` unless a gated session takes and gives what the manifest names, and takes `fed` as well."""
     found = {value.name for value in native.get_inputs()}
-    wanted = {spec.name for spec in manifest.inputs} | {manifest.gate_input}
+    wanted = {spec.name for spec in manifest.inputs} | {manifest.gate_input, *fed}
     if found != wanted or not {spec.name for spec in manifest.outputs} <= {v.name for v in native.get_outputs()}:
         raise BundleError(
             f"the graph takes {', '.join(sorted(found))}, the manifest says {', '.join(sorted(wanted))}",
@@ -128,12 +128,21 @@ def create_dump(bundle: Bundle, options: SessionOptions, skeleton: Path, tensors
 
 
 def create_prepared(
-    model: Path | bytes, options: SessionOptions, *, folder: Path | None = None, profile_prefix: Path | None = None
+    model: Path | bytes,
+    options: SessionOptions,
+    *,
+    folder: Path | None = None,
+    profile_prefix: Path | None = None,
+    optimised: bool = True,
 ) -> Any:
-    """A session of a graph that was optimised before; its tensors are mapped from beside it, or from `folder`."""
+    """A session of a graph of ours, its tensors mapped from beside it, or from `folder`.
+
+    One that was `optimised` before is taken as it is; others are optimised here, which copies their weights.
+    """
     runtime = import_onnxruntime()
     settings = _native_options(runtime, options)
-    settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimised:
+        settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile_prefix)

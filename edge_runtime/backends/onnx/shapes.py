@@ -7,78 +7,17 @@ worked out here first. Legend: N batch (None in a shape), C channels, H and W he
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_runtime.backends.onnx.switched import SWITCHED_RULES, convolved, gathered_channels
+from edge_runtime.backends.onnx.values import MAX_ELEMENTS, Attribute, Rule, Shape, Value
 from edge_runtime.errors import BundleError
 
 __all__ = ["MAX_ELEMENTS", "RULES", "Attribute", "Rule", "Value"]
 
-MAX_ELEMENTS = 2**26
-"""Of one tensor, for one image."""
-
 MAX_SIDE = 64
 """Of a kernel, stride or dilation."""
-
-Shape = tuple[int | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What is known of a tensor without running anything."""
-
-    dtype: str
-    """`float32`, `int64` or `bool`."""
-
-    shape: Shape
-    """None is the batch, and can only come first."""
-
-    constants: tuple[float, ...] | None = None
-    """The values of a small initializer."""
-
-    stored: bool = False
-    """Whether it is an initializer."""
-
-    gate: int | None = None
-    """The entry of the gate vector that it is, or that it tests."""
-
-    @property
-    def elements(self) -> int:
-        """Number of elements for one image."""
-        return math.prod(d for d in self.shape if d is not None)
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """One attribute that an operator may have; a number, or `count` of them."""
-
-    low: float
-    high: float
-    default: Any = None
-    """Used where it is absent; None means that the operator sees None."""
-
-    count: int | None = None
-    """None: a single number; 0: any count up to 4."""
-
-    real: bool = False
-    """Float instead of int."""
-
-
-Infer = Callable[[Mapping[str, Any], Sequence[Value | None]], Value]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What one operator takes and gives. `infer` raises `BundleError` with what does not fit."""
-
-    inputs: tuple[int, int]
-    """Least and most inputs."""
-
-    infer: Infer
-    """From attributes and inputs to the one output."""
-
-    attributes: Mapping[str, Attribute] = field(default_factory=dict)
 
 
 def _fail(text: str) -> BundleError:
@@ -127,7 +66,7 @@ def _conv(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
         raise _fail(f"kernel_shape {a['kernel_shape']} does not fit the weight {list(weight.shape)}")
     if len(x) == 3:
         _stored(x[2], (out,), "bias")
-    return Value("float32", (None, out, *_slide_both(a, kernel, h, w)))
+    return Value("float32", (None, out, *_slide_both(a, kernel, h, w)), elastic=convolved(x, group))
 
 
 def _batch_norm(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
@@ -138,7 +77,8 @@ def _batch_norm(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
 
 
 def _same(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    return Value("float32", _activation(x[0]).shape)
+    given = _activation(x[0])
+    return Value("float32", given.shape, elastic=given.elastic)
 
 
 def _activation(x: Value | None) -> Value:
@@ -230,10 +170,14 @@ def _gemm(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
 
 def _gather(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     gates, index = x
-    if gates is None or gates.dtype != "int64" or gates.stored or len(gates.shape) != 1 or gates.gate is not None:
+    if gates is None or gates.dtype != "int64" or gates.stored or len(gates.shape) != 1:
         raise _fail("only the gate vector is gathered from")
-    if index is None or index.dtype != "int64" or not index.constants or index.shape not in ((), (1,)):
-        raise _fail("the index is not one constant")
+    if gates.gate is not None or gates.channels is not None:
+        raise _fail("only the gate vector is gathered from, and not what was gathered")
+    if index is None or index.dtype != "int64" or not index.stored:
+        raise _fail("the index is not constant")
+    if index.shape not in ((), (1,)) or not index.constants:
+        return gathered_channels(gates, index)
     entry = int(index.constants[0])
     if not 0 <= entry < gates.elements:
         raise _fail(f"the gate vector has no entry {entry}")
@@ -277,22 +221,23 @@ RULES: Mapping[str, Rule] = {
     "Add": Rule((2, 2), _broadcast),
     "AveragePool": Rule((1, 1), _pool, _MEAN_POOL),
     "BatchNormalization": Rule((5, 5), _batch_norm, _NORM),
-    "Clip": Rule((1, 3), _clip),
+    "Clip": Rule((1, 3), _clip, elastic=True),
     "Concat": Rule((1, 64), _concat, {"axis": Attribute(1, 3)}),
-    "Conv": Rule((2, 3), _conv, {**_KERNEL, **_DILATIONS, "group": Attribute(1, 65_536, 1)}),
+    "Conv": Rule((2, 3), _conv, {**_KERNEL, **_DILATIONS, "group": Attribute(1, 65_536, 1)}, elastic=True),
     "Equal": Rule((2, 2), _compare),
     "Flatten": Rule((1, 1), _flatten, {"axis": Attribute(1, 1, 1)}),
     "Gather": Rule((2, 2), _gather, {"axis": Attribute(0, 0, 0)}),
     "Gemm": Rule((2, 3), _gemm, _GEMM),
     "GlobalAveragePool": Rule((1, 1), _global_pool),
-    "HardSigmoid": Rule((1, 1), _same, {"alpha": _FACTOR, "beta": _FACTOR}),
-    "HardSwish": Rule((1, 1), _same),
-    "Identity": Rule((1, 1), _same),
+    "HardSigmoid": Rule((1, 1), _same, {"alpha": _FACTOR, "beta": _FACTOR}, elastic=True),
+    "HardSwish": Rule((1, 1), _same, elastic=True),
+    "Identity": Rule((1, 1), _same, elastic=True),
     "Less": Rule((2, 2), _compare),
     "MaxPool": Rule((1, 1), _pool, _MAX_POOL),
     "Mul": Rule((2, 2), _broadcast),
     "ReduceMean": Rule((1, 1), _reduce_mean, _MEAN),
-    "Relu": Rule((1, 1), _same),
-    "Sigmoid": Rule((1, 1), _same),
+    "Relu": Rule((1, 1), _same, elastic=True),
+    "Sigmoid": Rule((1, 1), _same, elastic=True),
     "Squeeze": Rule((2, 2), _squeeze),
+    **SWITCHED_RULES,
 }

@@ -84,7 +84,8 @@ def read_initializer(tensor: Any, weights: bytes) -> Value:
         raise BundleError(f"{what} of shape {shape} has {len(data)} bytes, not {wanted}")
     small = math.prod(shape) <= MAX_CONSTANTS
     constants = tuple(value for (value,) in _ITEM[dtype].iter_unpack(data)) if small else None
-    return Value(dtype, shape, constants=constants, stored=True)
+    index = data if dtype == "int64" and len(shape) == 1 and not small else None
+    return Value(dtype, shape, constants=constants, stored=True, index_bytes=index)
 
 
 def read_value_info(info: Any, batch: str) -> Value:

@@ -1,7 +1,8 @@
 """One subnet out of the gated graph: decisions that the gates settle are made here, and their nodes go away.
 
 What is left is the node list that onnxruntime would have made of a static export of the same subnet. Weights are
-neither read nor copied: the new model refers to the same external file.
+neither read nor copied: the new model refers to the same external file. Only weights of which the gates pick channels
+are read, and what is picked is inside the new model.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from edge_runtime.errors import BackendError
 
 __all__ = ["inline_gates"]
 
-_MOST_KNOWN = 64
-"""Elements of a constant that may take part in a decision."""
+_MOST_KNOWN = 2**14
+"""Elements of a constant that may take part in a decision: one for each channel of a layer of modules."""
 
 
 def inline_gates(
@@ -76,13 +77,11 @@ class _Flat:
 
     def graph(self, graph: Any) -> None:
         """Take over a graph's tensors and nodes, in order."""
-        from onnx import numpy_helper
-
         for tensor in graph.initializer:
             self._tensors[tensor.name] = tensor
             small = tensor.data_type in (tensor.INT64, tensor.BOOL) and _elements(tensor) <= _MOST_KNOWN
             if small and (self._read or tensor.data_location != tensor.EXTERNAL):
-                self._known[tensor.name] = self._read(tensor) if self._read else numpy_helper.to_array(tensor)
+                self._known[tensor.name] = self._value(tensor)
         for node in graph.node:
             self._node(node)
             if self._pause:
@@ -109,6 +108,9 @@ class _Flat:
         elif node.op_type in _EVALUATED and all(name in self._known for name in inputs):
             values = _EVALUATED[node.op_type](node, [self._known[name] for name in inputs])
             self._known.update(zip(node.output, values, strict=True))
+        elif node.op_type == "Compress" and inputs[0] in self._tensors and inputs[1] in self._known:
+            weight = self._value(self._tensors[inputs[0]])
+            self._known[node.output[0]] = np.compress(self._known[inputs[1]], weight, integer_of(node, "axis"))
         elif node.op_type == "Identity":
             self._alias[node.output[0]] = inputs[0]
         else:
@@ -127,6 +129,11 @@ class _Flat:
         self.graph(branch)
         for outer, inner in zip(node.output, branch.output, strict=True):
             self._alias[outer] = self._resolve(inner.name)
+
+    def _value(self, tensor: Any) -> Array:
+        from onnx import numpy_helper
+
+        return self._read(tensor) if self._read else numpy_helper.to_array(tensor)
 
     def _resolve(self, name: str) -> str:
         while name in self._alias:
@@ -153,6 +160,12 @@ def _gather(node: Any, inputs: list[Array]) -> list[Array]:
     return [np.take(inputs[0], inputs[1], axis=integer_of(node, "axis"))]
 
 
+def _cast(node: Any, inputs: list[Array]) -> list[Array]:
+    from onnx import helper
+
+    return [inputs[0].astype(helper.tensor_dtype_to_np_dtype(integer_of(node, "to")))]
+
+
 def _split(node: Any, inputs: list[Array]) -> list[Array]:
     """One Split is what onnxruntime of the Gathers that take the gate vector apart."""
     axis, count = integer_of(node, "axis"), len(node.output)
@@ -161,6 +174,7 @@ def _split(node: Any, inputs: list[Array]) -> list[Array]:
 
 
 _EVALUATED: Mapping[str, Callable[[Any, list[Array]], list[Array]]] = {
+    "Cast": _cast,
     "Gather": _gather,
     "Split": _split,
     "Squeeze": lambda node, inputs: [np.squeeze(inputs[0], _axes(node, inputs))],

@@ -1,0 +1,97 @@
+"""A prepared folder, opened: the gated session, what it is fed, and how one subnet alone is made of it.
+
+Where the bundle has layers of modules, the folder also holds the portable graph and its weights. The gated session is
+fed the modules that are on; a subnet alone is made of the portable graph and optimised as a static export would be,
+because weights that are fed cannot be in the blocked layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edge_runtime.backends.base import Array, SessionOptions
+from edge_runtime.backends.onnx.modules import ModuleInput, ModuleWeights, read_tensor
+from edge_runtime.backends.onnx.session import WEIGHTS_FILE, check_signature, create_prepared, foreign_errors
+from edge_runtime.bundle import Manifest
+from edge_runtime.gates import Gates
+
+__all__ = ["PORTABLE", "SKELETON", "TENSORS", "PreparedGraph"]
+
+SKELETON, TENSORS, PORTABLE = "skeleton.onnx", "tensors.bin", "portable.onnx"
+
+
+class PreparedGraph:
+    """The files of a prepared folder as sessions. Thread-safe, but for `alone`, which one thread at a time may call.
+
+    Args:
+        folder: What `prepare` made; it has to stay while this is used.
+        manifest: Of the bundle.
+        options: What the folder was prepared for.
+        modules: What the gated session is fed besides inputs and gates.
+
+    Raises:
+        BackendError: It cannot be opened.
+        BundleError: It takes or gives other tensors than the manifest says.
+    """
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, options: SessionOptions, modules: Sequence[ModuleInput] = ()
+    ) -> None:
+        self._folder, self._options, self._gate_input = folder, options, manifest.gate_input
+        self.gated: Any = create_prepared(folder / SKELETON, options)
+        """The native session of tier 1."""
+        check_signature(self.gated, manifest, [each.name for each in modules])
+        self._weights = ModuleWeights(folder / WEIGHTS_FILE, modules) if modules else None
+        self._model: Any = None
+
+    def feeds(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
+        """What the gated session takes to run one subnet."""
+        vector = np.array(gates.vector(), dtype=np.int64)
+        if self._weights is None:
+            return {**inputs, self._gate_input: vector}
+        return {**inputs, self._gate_input: vector, **self._weights.feeds(gates)}
+
+    def gather(self, gates: Gates) -> None:
+        """Have ready what `feeds` needs of modules; nothing where there are none."""
+        if self._weights is not None:
+            self._weights.feeds(gates)
+
+    def alone(self, gates: Gates, pause: Callable[[], None] | None = None, profile_prefix: Path | None = None) -> Any:
+        """A native session of one subnet; `pause` as of `inline_gates`. Raises `BackendError`."""
+        return create_prepared(
+            self.subnet(gates, pause),
+            self._options,
+            folder=self._folder,
+            optimised=self._weights is None,
+            profile_prefix=profile_prefix,
+        )
+
+    def decisions(self) -> dict[str, int]:
+        """The group that each node of a subnet alone belongs to, by node name; see `decisions_of`."""
+        from edge_runtime.backends.onnx.passes import decisions_of
+
+        return decisions_of(self._read_model())
+
+    def subnet(self, gates: Gates, pause: Callable[[], None] | None = None) -> bytes:
+        """The ModelProto that `alone` opens; most of its weights are in the folder."""
+        from edge_runtime.backends.onnx.passes import inline_gates
+
+        model, weights = self._read_model(), self._weights
+        read = partial(read_tensor, weights=weights.mapped) if weights else None
+        inlined = inline_gates(model, self._gate_input, gates.vector(), pause=pause, read=read)
+        return bytes(inlined.SerializeToString())
+
+    def _read_model(self) -> Any:
+        """The graph that single subnets are made of, read once."""
+        if self._model is None:
+            import onnx
+
+            path = self._folder / (SKELETON if self._weights is None else PORTABLE)
+            with foreign_errors("the prepared graph cannot be read"):
+                self._model = onnx.load(str(path), load_external_data=False)
+        return self._model
