@@ -48,7 +48,7 @@ _Fit: TypeAlias = Callable[[Sequence[tuple[Gates, float]]], AdditiveCost]
 
 @dataclass(frozen=True, slots=True)
 class _Raw:
-    """A table before its subnets were run: `fit` makes it milliseconds, given quickest runs in microseconds."""
+    """A table before its subnets were run: `fit` makes it milliseconds, given median runs in microseconds."""
 
     method: Method
     fit: _Fit
@@ -161,12 +161,11 @@ def _scaled(raw: _Raw, parts: _Parts) -> LatencyModel:
     Medians over the parts: what a burst of load did to some of them is no property of the machine.
     """
     subnets = [measurement.gates for measurement in parts[0]]
-    quickest = [min(min(m.latencies_ns) for m in each) / 1e3 for each in zip(*parts, strict=True)]
     medians = [statistics.median(m.p50_ms for m in each) for each in zip(*parts, strict=True)]
-    quiet = raw.fit(list(zip(subnets, quickest, strict=True)))
-    scale = statistics.median(p50 / quiet(gates) for p50, gates in zip(medians, subnets, strict=True))
-    error = statistics.median(abs(scale * quiet(gates) / p50 - 1) for p50, gates in zip(medians, subnets, strict=True))
+    found = raw.fit([(gates, 1e3 * p50) for gates, p50 in zip(subnets, medians, strict=True)])
+    scale = statistics.median(p50 / found(gates) for p50, gates in zip(medians, subnets, strict=True))
+    error = statistics.median(abs(scale * found(gates) / p50 - 1) for p50, gates in zip(medians, subnets, strict=True))
     tail = statistics.median(pooled_tail(part) for part in parts)
-    rows = tuple(tuple(entry * scale for entry in row) for row in quiet.entries)
-    cost = AdditiveCost(quiet.space, quiet.base * scale, rows)
+    rows = tuple(tuple(entry * scale for entry in row) for row in found.entries)
+    cost = AdditiveCost(found.space, found.base * scale, rows)
     return LatencyModel(cost, min(MAX_P95_RATIO, tail), raw.method, error)

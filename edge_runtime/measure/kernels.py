@@ -1,10 +1,10 @@
 """From profiled kernels to milliseconds: which share of a kernel's time is real, and what a run takes besides.
 
 The profiler's own work lies inside the interval of each kernel (about 3 us on a server core), and a run takes some time
-outside all kernels. So a quiet run of a subnet takes ``a * sum(us) - c * count + b``, where the sum and the count go
-over its kernels. The three numbers are fitted to whole runs of a few subnets, held near what they should be (1, 3 us,
-0) where those say little. Only the quickest runs are used on both sides: what disturbs a shared machine only ever adds.
-Held-out subnets of networks from 0.5 to 12 ms are met within 0.6 to 1.5 % on average.
+outside all kernels. So a run of a subnet takes ``a * sum(us) - c * count + b``, where the sum and the count go over its
+kernels. The three numbers are fitted to the medians of whole runs of a few subnets, held near what they should be (1,
+3 us, 0) where those say little. Of the kernels only the quickest runs count: what disturbs a shared machine only ever
+adds, so those are alike for all vectors, and what disturbance adds on average is in the three numbers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["KernelTable"]
 
 PRIOR = (1.0, -3.0, 0.0)
 """Factor of the kernels' time, microseconds per kernel, microseconds per run."""
-PRIOR_SPREAD = (0.3, 3.0, 40.0)
-RUN_SPREAD = 0.01
-"""Relative error of a quickest run."""
+PRIOR_SPREAD = (0.5, 3.0, 100.0)
+RUN_SPREAD = 0.02
+"""Relative error of a median of whole runs."""
 LEAST_SHARE = 0.05
 """Of a kernel's time what is its own at least, however much of it is the profiler's."""
 
@@ -55,12 +55,12 @@ class KernelTable:
         base_count = statistics.median(kernels.count for kernels in profile.base)
         return cls(_cost(space, base_us, us), _cost(space, base_count, count))
 
-    def fitted(self, quickest_us: Sequence[tuple[Gates, float]] = ()) -> AdditiveCost:
-        """Quiet latency in milliseconds, fitted to the quickest runs of some subnets, microseconds."""
+    def fitted(self, medians_us: Sequence[tuple[Gates, float]] = ()) -> AdditiveCost:
+        """Latency in milliseconds, fitted to the median runs of some subnets, microseconds."""
         import numpy as np
 
         prior, spread = np.array(PRIOR), np.array(PRIOR_SPREAD)
-        design = np.array([(self.us(g) / t, self.count(g) / t, 1 / t) for g, t in quickest_us]).reshape(-1, 3)
+        design = np.array([(self.us(g) / t, self.count(g) / t, 1 / t) for g, t in medians_us]).reshape(-1, 3)
         normal = design.T @ design / RUN_SPREAD**2 + np.diag(1 / spread**2)
         change = np.linalg.solve(normal, design.T @ (1 - design @ prior) / RUN_SPREAD**2)
         factor, per_kernel, per_run = (prior + change).tolist()
