@@ -30,6 +30,7 @@ __all__ = [
     "memory_available_bytes",
     "memory_total_bytes",
     "process_memory",
+    "process_share_bytes",
     "strain",
     "temperature_c",
 ]
@@ -85,6 +86,15 @@ def process_memory(root: Path = ROOT) -> Memory:
     if isinstance(status, Unknown):
         return Memory(_rss_by_psutil(), status)
     return Memory(_kib(status, "VmRSS"), _kib(status, "VmHWM"))
+
+
+def process_share_bytes(root: Path = ROOT) -> Known[int]:
+    """Memory of this process now, bytes: its own pages, and its share of those that it shares (PSS).
+
+    Unlike the resident size it counts a file that is mapped twice, as by two sessions of one model, only once.
+    """
+    table = _table(root / "proc/self/smaps_rollup")
+    return table if isinstance(table, Unknown) else _kib(table, "Pss")
 
 
 def memory_total_bytes(root: Path = ROOT) -> Known[int]:

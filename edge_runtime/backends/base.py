@@ -142,7 +142,8 @@ class Kernels:
     """Constants that they read."""
 
     live_bytes: int = 0
-    """Inputs and outputs of the largest of them, without its constants."""
+    """The most that is allocated when one of them has run: activations that are alive, and constants that were packed
+    anew when the session was made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,9 @@ class KernelProfile:
 
     groups: tuple[tuple[Kernels, ...], ...]
     """Per vector and group: the kernels of that decision; none where the group is inactive."""
+
+    alone: bool = False
+    """Whether each subnet was profiled in a session of its own, which it has beside the gated one."""
 
 
 def check_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, Array]) -> None:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from edge_runtime.cli.assets import demo_bundle
-from edge_runtime.cli.console import Console, Style
+from edge_runtime.cli.benchmark_view import Load, Row, fits, print_table, result
+from edge_runtime.cli.console import Console
 from edge_runtime.cli.device import device_line, read_device
 from edge_runtime.cli.documents import document, write_document
-from edge_runtime.cli.tables import Column, render_table, shorten
 from edge_runtime.errors import UsageError
-from edge_runtime.objectives import RUNS_NEEDED, Budget, Measurement, percentile
+from edge_runtime.objectives import Budget, Measurement
 
 if TYPE_CHECKING:
     from edge_runtime.backends import Session, SessionOptions
@@ -31,20 +30,8 @@ __all__ = ["add_arguments", "run"]
 
 _SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 _MAX_SUBNETS = 64
-_PERCENTILES = (50, 90, 95, 99)
 _RUNS = 700  # a little more than the p99 needs
 _BUDGET_NOT_MET = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """What opening the session cost."""
-
-    init_ms: float
-    first_run_ms: float
-    added_bytes: int | None
-    form: str
-    """Which running form it is, and why."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,27 +69,28 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.progress("preparing the model for this machine, where that was not done before")
         session, load = _open(bundle, options, state)
         try:
+            memory = _memory(bundle, session, options, state, arguments.seed)
             if not subnets:
                 console.progress("learning what each gate costs here")
                 subnets = _promising(bundle, session, options, state, arguments.seed)
             measured = _measure(arguments, session, list(subnets.values()), console)
+            rows = [Row(name, one, memory(one.gates)) for name, one in zip(subnets, measured, strict=True)]
         finally:
             session.close()
-    met = _fits(measured, budget)
-    _print(console, list(subnets), measured, load, budget)
+    print_table(console, rows, load, budget)
     busy = device["load_1min"]
     if isinstance(busy, float) and busy > float(device["cores"]):
         console.note(f"note: other work was running (load {busy} on {device['cores']} cores), so these times are high")
     if arguments.json:
-        result = _result(bundle, options, list(subnets), measured, load, budget)
-        write_document(arguments.json, document("benchmark", result, device, arguments.command))
-    if not any(met):
+        body = result(bundle, options, rows, load, budget)
+        write_document(arguments.json, document("benchmark", body, device, arguments.command))
+    if not any(fits(rows, budget)):
         console.note(f"nnf-edge: no measured subnet has a p95 within {budget}")
         return _BUDGET_NOT_MET
     return 0
 
 
-def _open(bundle: Bundle, options: SessionOptions, state: StateDir) -> tuple[Session, _Load]:
+def _open(bundle: Bundle, options: SessionOptions, state: StateDir) -> tuple[Session, Load]:
     from edge_runtime import sense
     from edge_runtime.backends import runtime_versions
     from edge_runtime.backends.base import random_inputs
@@ -118,7 +106,18 @@ def _open(bundle: Bundle, options: SessionOptions, state: StateDir) -> tuple[Ses
     ended = time.perf_counter_ns()
     after = sense.process_memory().rss_bytes
     added = after - before if isinstance(after, int) and isinstance(before, int) else None
-    return session, _Load((opened - start) / 1e6, (ended - began) / 1e6, added, form)
+    return session, Load((opened - start) / 1e6, (ended - began) / 1e6, added, form)
+
+
+def _memory(
+    bundle: Bundle, session: Session, options: SessionOptions, state: StateDir, seed: int
+) -> Callable[[Gates], int | None]:
+    """Predicted memory of a process that serves a subnet; None of all where this machine does not tell."""
+    from edge_runtime.measure import estimate_memory
+
+    with state.scratch() as scratch:
+        found = estimate_memory(bundle, session, options, seed=seed, scratch=scratch)
+    return lambda gates: None if found is None else found[0] + found[1].subnet_bytes(gates)
 
 
 def _named(text: str, space: GateSpace) -> dict[str, Gates]:
@@ -164,91 +163,3 @@ def _measure(
     inputs = random_inputs(session.inputs, seed=arguments.seed)
     with session.hold(subnets), console.timer(f"measuring {len(subnets)} subnets", arguments.seconds):
         return measure(session, inputs, subnets, runs=arguments.runs, seconds=arguments.seconds, seed=arguments.seed)
-
-
-def _fits(measured: Sequence[Measurement], budget: Budget) -> list[bool]:
-    """Whether each subnet's p95 is within the budget; one that cannot be stated is not."""
-    stated = [one.percentile_ms(95) for one in measured]
-    return [budget.latency_ms is None or (p95 is not None and p95 <= budget.latency_ms) for p95 in stated]
-
-
-def _print(
-    console: Console, names: Sequence[str], measured: Sequence[Measurement], load: _Load, budget: Budget
-) -> None:
-    added = "" if load.added_bytes is None else f" (+{load.added_bytes / 2**20:.1f} MiB)"
-    peak = measured[-1].peak_bytes
-    console.line(
-        f"loaded in {load.init_ms:.0f} ms{added}, first run {load.first_run_ms:.1f} ms, "
-        f"peak of the process {'unknown' if peak is None else f'{peak / 2**20:.0f} MiB'}"
-    )
-    console.line(f"running form: {load.form}")
-    console.line(f"{len(measured[0].latencies_ns)} runs of each subnet, interleaved; milliseconds a frame")
-    console.line()
-    titles = [*(f"p{q}" for q in _PERCENTILES), "spread", "fps"]
-    columns = [Column("subnet", "left"), *map(Column, titles)]
-    rows = [_row(name, one) for name, one in zip(names, measured, strict=True)]
-    styles: list[Style] = []
-    if budget.latency_ms is not None:
-        columns.append(Column("fits", "left"))
-        fits = _fits(measured, budget)
-        rows = [[*row, "yes" if fit else "NO"] for row, fit in zip(rows, fits, strict=True)]
-        styles = ["good" if fit else "bad" for fit in fits]
-    for line in render_table(console, columns, rows, styles):
-        console.line(line)
-    console.line()
-    width = max(map(len, names))
-    for name, one in zip(names, measured, strict=True):
-        console.line(console.paint(f"  {name:<{width}}  = {shorten(str(one.gates), 70 - width)}", "dim"))
-    console.line(console.paint("  spread: the middle half of the runs, as a share of the p50", "dim"))
-    if budget.latency_ms is not None:
-        console.line(console.paint(f"  fits: p95 within {budget}", "dim"))
-
-
-def _row(name: str, one: Measurement) -> list[str]:
-    stated = [one.percentile_ms(q) for q in _PERCENTILES]
-    cells = [
-        f"n/a (needs {RUNS_NEEDED[q]})" if value is None else f"{value:.2f}"
-        for q, value in zip(_PERCENTILES, stated, strict=True)
-    ]
-    return [name, *cells, f"{_spread(one):.1%}", f"{1000 / one.p50_ms:.0f}"]
-
-
-def _spread(one: Measurement) -> float:
-    """Distance between the quartiles as a share of the median: how much the machine wavered."""
-    ordered = sorted(one.latencies_ns)
-    return (percentile(ordered, 75) - percentile(ordered, 25)) / percentile(ordered, 50)
-
-
-def _result(
-    bundle: Bundle,
-    options: SessionOptions,
-    names: Sequence[str],
-    measured: Sequence[Measurement],
-    load: _Load,
-    budget: Budget,
-) -> dict[str, Any]:
-    """The result as JSON types: what the table shows, the bounds that it leaves out, and every raw sample."""
-    subnets = [
-        {
-            "name": name,
-            "text": str(one.gates),
-            **{f"p{q}_ms": one.percentile_ms(q) for q in _PERCENTILES},
-            **{f"p{q}_upper_99_ms": one.upper_percentile_ms(q) for q in _PERCENTILES},
-            "mean_ms": one.mean_ms,
-            "spread": _spread(one),
-            "fits": fits if budget.latency_ms is not None else None,
-            **one.to_json(),
-        }
-        for name, one, fits in zip(names, measured, _fits(measured, budget), strict=True)
-    ]
-    return {
-        "bundle": {"source": bundle.source, "name": bundle.manifest.name, "digest": bundle.digest},
-        "session": {"options": options.key(), "threads": options.threads},
-        "budget": budget.to_json(),
-        "init_ms": load.init_ms,
-        "first_run_ms": load.first_run_ms,
-        "load_added_bytes": load.added_bytes,
-        "form": load.form,
-        "peak_bytes": measured[-1].peak_bytes,
-        "subnets": subnets,
-    }

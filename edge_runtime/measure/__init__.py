@@ -3,6 +3,7 @@
 from edge_runtime.backends.base import random_inputs
 from edge_runtime.measure.calibrate import calibrate
 from edge_runtime.measure.latency import LatencyModel
+from edge_runtime.measure.memory import MemoryModel, estimate_memory
 from edge_runtime.measure.timing import Candidate, Clock, measure, measure_candidates
 from edge_runtime.state import machine_lock
 
@@ -10,7 +11,9 @@ __all__ = [
     "Candidate",
     "Clock",
     "LatencyModel",
+    "MemoryModel",
     "calibrate",
+    "estimate_memory",
     "machine_lock",
     "measure",
     "measure_candidates",

@@ -29,12 +29,15 @@ from typing import Any
 import common
 import numpy as np
 
+from edge_runtime import sense
 from edge_runtime.backends import SessionOptions, compile_bundle, export_subnet, open_session, open_static
 from edge_runtime.backends.base import Array, Session, random_inputs
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates, GateSpace
-from edge_runtime.measure import Candidate, calibrate, measure_candidates
+from edge_runtime.measure import Candidate, MemoryModel, calibrate, measure_candidates
+from edge_runtime.measure.calibrate import profiled
 from edge_runtime.search import random_gates
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,6 +126,7 @@ def _model(case: Case) -> dict[str, Any]:
         **_swap(case),
         "private_mib": {form: _private_mib(case, form) for form in MEMORY_FORMS},
         "latency_model": _latency_model(case),
+        "memory_model_error": _memory_model_error(case),
     }
 
 
@@ -232,33 +236,50 @@ def _spearman(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def _private_mib(case: Case, form: str) -> float:
-    """Anonymous memory that a form adds in a process of its own, after some runs."""
-    words = [
-        sys.executable,
-        __file__,
-        "--memory",
-        form,
-        case.bundle.source,
-        str(case.folder),
-        str(case.options.threads),
-    ]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=ROOT)
-    return float(done.stdout.splitlines()[-1])
+    """Anonymous memory that a form adds in a process of its own, after runs of two subnets."""
+    return _in_process(case, form, random_gates(case.space, random.Random(0)), others=True)["private_mib"]
 
 
-def _memory_child(form: str, source: str, folder: str, threads: str) -> None:
+def _memory_model_error(case: Case) -> float:
+    """The largest relative error of the predicted memory of a process that serves one subnet."""
+    session = case.compiled(specialises=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        profile = profiled(case.bundle, session, case.options, seed=0, scratch=Path(scratch), seconds=0.0)
+    session.close()
+    if profile is None:
+        raise BackendError("this onnxruntime gives no profile")
+    model = MemoryModel.of(case.space, profile, maps_weights=True)
+    errors = []
+    for gates in case.subnets().values():
+        seen = _in_process(case, "tier1_and_2", gates, others=False)
+        errors.append(abs((seen["before_bytes"] + model.subnet_bytes(gates)) / seen["after_bytes"] - 1))
+    return max(errors)
+
+
+def _in_process(case: Case, form: str, gates: Gates, *, others: bool) -> dict[str, float]:
+    words = [form, case.bundle.source, str(case.folder), str(case.options.threads), str(gates), str(int(others))]
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory", *words], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    seen: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return seen
+
+
+def _memory_child(form: str, source: str, folder: str, threads: str, text: str, others: str) -> None:
+    """Run one subnet, with `others` the full one now and then, and print what it took."""
     from edge_runtime.backends import runtime_versions
 
     options = SessionOptions(threads=int(threads))
     bundle = Bundle.read(source)
-    default = bundle.manifest.space.default
-    mixed = random_gates(bundle.manifest.space, random.Random(0))
-    static = export_static(source, mixed) if form == "static" else b""
+    default, gates = bundle.manifest.space.default, bundle.manifest.space.parse(text)
+    static = export_static(source, gates) if form == "static" else b""
     runtime_versions()  # imports onnxruntime
+    import onnx  # noqa: F401 - part of the runtime, as onnxruntime is
+
     light = bundle.without_contents()
     if form != "naive":
         del bundle
-    before = _anonymous_mib()
+    before_mib = _anonymous_mib()
     session: Any
     if form == "static":
         session = open_static(static, options)
@@ -266,11 +287,12 @@ def _memory_child(form: str, source: str, folder: str, threads: str) -> None:
         session = open_session(bundle, options)
     else:
         session = CompiledSession(Path(folder), light.manifest, options, form="t", specialises=form == "tier1_and_2")
-    inputs = random_inputs(session.inputs, seed=0)
-    with session.hold([mixed]):
+    inputs, before_bytes = random_inputs(session.inputs, seed=0), sense.process_share_bytes()
+    with session.hold([gates]):
         for number in range(MEMORY_RUNS):
-            session.run(inputs, mixed if number % 5 else default)
-        print(_anonymous_mib() - before)
+            session.run(inputs, default if int(others) and number % 5 == 0 else gates)
+        private_mib, after_bytes = _anonymous_mib() - before_mib, sense.process_share_bytes()
+    print(json.dumps({"private_mib": private_mib, "before_bytes": before_bytes, "after_bytes": after_bytes}))
 
 
 def export_static(source: str, gates: Gates) -> bytes:
@@ -339,7 +361,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="fewer subnets and runs")
     parser.add_argument("--json", help="write the result to this file too")
-    parser.add_argument("--memory", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=6, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

@@ -171,7 +171,8 @@ def _profile(
 ) -> KernelProfile:
     groups = len(vectors[0].values)
     rows = [_row(subject, events, groups) for subject, events in zip(subjects, runs, strict=True)]
-    return KernelProfile(tuple(vectors), tuple(row[-1] for row in rows), tuple(tuple(row[:-1]) for row in rows))
+    base, alone = tuple(row[-1] for row in rows), subjects[0].owners is not None
+    return KernelProfile(tuple(vectors), base, tuple(tuple(row[:-1]) for row in rows), alone)
 
 
 def _row(subject: _Subject, runs: list[list[_Event]], groups: int) -> list[Kernels]:
@@ -191,12 +192,17 @@ def _row(subject: _Subject, runs: list[list[_Event]], groups: int) -> list[Kerne
 
 
 def _kernels(us: float, events: Sequence[_Event]) -> Kernels:
-    def size(event: _Event, key: str) -> int:
-        return int(event["args"].get(f"{key}_size", 0))
+    weights = sum(_bytes(event, "parameter_size") for event in events)
+    return Kernels(us, len(events), weights, max(map(_live_bytes, events), default=0))
 
-    weights = sum(size(event, "parameter") for event in events)
-    live = max((size(event, "activation") + size(event, "output") for event in events), default=0)
-    return Kernels(us, len(events), weights, live)
+
+def _live_bytes(event: _Event) -> int:
+    """What is allocated when a kernel has run; of an onnxruntime that does not say, what the kernel itself needs."""
+    return _bytes(event, "mem_bytes_in_use") or _bytes(event, "activation_size") + _bytes(event, "output_size")
+
+
+def _bytes(event: _Event, key: str) -> int:
+    return int(event["args"].get(key, 0))
 
 
 def _by_name(owners: Mapping[str, int]) -> _Owner:
