@@ -380,6 +380,10 @@ class Frontier:
         within = [score for score in self.scores if score.latency_ms <= latency_ms]
         return within[-1] if within else None
 
+    def at_least(self, quality: float) -> Score:
+        """The fastest score with this quality or more; the highest where none has it."""
+        return next((score for score in self.scores if score.quality >= quality), self.highest)
+
     def to_json(self) -> list[dict[str, Any]]:
         """The scores as JSON types, fastest first."""
         return [score.to_json() for score in self.scores]

@@ -5,7 +5,7 @@ the **load** is the `down_after_frames`-th largest of these ratios in the last `
 were that slow, and fewer hiccups than that do not count. Frames of another subnet than the active one are forgotten.
 
 - Down, when load x p95 of the active subnet is over the budget: to the best subnet that fits with `margin` to spare,
-  else to one that just fits, else to the fastest.
+  else to one that just fits, else to the fastest; but never below `floor`, where load makes answers worthless.
 - Up, when a better subnet has fitted with `margin` to spare for the present patience: `up_after_s`, doubled each time
   that a climb had to be taken back soon, so that a load which only shows on the slower subnet makes no endless cycle.
 - Never twice within `dwell_s`.
@@ -104,6 +104,10 @@ class AdaptationPolicy:
     dwell_s: float = 1.0
     """Least time between two switches, seconds, at least 0."""
 
+    floor: float = 0.4
+    """Share of the frontier's highest quality below which load never pushes, 0 to 1: a late answer is worth more than a
+    wrong one. A budget that asks for less is followed all the same, and a subnet below it may stay."""
+
     margin: float = 0.1
     """Share of its latency that a target must have to spare under load, at least 0; less where the load is near 1."""
 
@@ -114,6 +118,8 @@ class AdaptationPolicy:
         for name in ("dwell_s", "margin"):
             if finite(name, getattr(self, name)) < 0:
                 raise UsageError(f"{name} is {getattr(self, name):g}, below 0")
+        if not 0 <= finite("floor", self.floor) <= 1:
+            raise UsageError(f"floor is {self.floor:g}", hint="give a share from 0 to 1")
         if finite("max_up_after_s", self.max_up_after_s) < self.up_after_s:
             raise UsageError(f"max_up_after_s is {self.max_up_after_s:g}, below up_after_s")
 
@@ -135,14 +141,16 @@ class AdaptationPolicy:
         load = max(1.0, sorted(history.ratios)[-self.down_after_frames])
         fitting = frontier.best(budget_ms / self._factor(load))
         if load * active.latency_ms > budget_ms:
+            floor = min(self.floor * frontier.highest.quality, active.quality)
             target = fitting or frontier.best(budget_ms / load) or frontier.fastest
+            target = target if target.quality >= floor else frontier.at_least(floor)
             wait, history = self._why_not_down(reading, active, target, history)
         else:
             target = fitting or active
             wait, history = self._why_not_up(reading, active, target, history)
         if wait:
             return Decision(active.gates, False, wait, load, history)
-        reason = _reason(active, target, budget_ms, load)
+        reason = _reason(active, target, frontier, budget_ms, load)
         return Decision(target.gates, True, reason, load, self._after_switch(reading, active, target, history))
 
     def _remember(self, history: History, reading: Reading, active: Score) -> History:
@@ -195,10 +203,12 @@ def _calm_since(history: History, time_s: float) -> History:
     return history if history.calm_s == time_s else replace(history, calm_s=time_s)
 
 
-def _reason(active: Score, target: Score, budget_ms: float, load: float) -> str:
+def _reason(active: Score, target: Score, frontier: Frontier, budget_ms: float, load: float) -> str:
     path = f"load {load:.1f}x; {active.gates} -> {target.gates}"
     if load * active.latency_ms <= budget_ms:
         gain = f"quality {active.quality:.1%} -> {target.quality:.1%}"
         return f"{gain} fits: latency {load * target.latency_ms:.1f} ms <= {budget_ms:.1f} ms budget: {path}"
-    unmet = ", nothing fits, the fastest is taken" if load * target.latency_ms > budget_ms else ""
+    unmet = ""
+    if load * target.latency_ms > budget_ms:
+        unmet = f", nothing fits, the fastest {'' if target is frontier.fastest else 'of use '}is taken"
     return f"latency {load * active.latency_ms:.1f} ms > {budget_ms:.1f} ms budget{unmet}: {path}"

@@ -28,10 +28,6 @@ __all__ = ["AdaptJob", "AdaptResult"]
 MORE_GROUPS = 5
 """Further groups that are measured at most; where nothing fitted, so many again after the fastest of all."""
 
-USEFUL = 0.5
-"""Share of the full subnet's quality from which on a subnet is worth having on the frontier: on a busy machine a late
-answer is worth more than a wrong one. The chosen subnet is there in any case, because its budget was asked for."""
-
 
 @dataclass(frozen=True, slots=True)
 class AdaptResult:
@@ -234,10 +230,9 @@ class AdaptJob:
         correction = self._finals.correction(self._cost)
         listed = [g for g in [*self._shortlist.pool, *self._shortlist.ladder] if g not in finalists]
         expected = [self.evaluator.score(g, self._cost(g) * correction, count=1) for g in listed]
-        limit_ms, scores = self._limit_ms(), [choice.score]
-        useful = USEFUL * self.evaluator.score(self._full, 1.0, count=1).quality
-        measured = [candidate.score for candidate in choice.candidates]
-        for score in (score for score in [*measured, *expected] if score.quality >= useful):
+        limit_ms = self._limit_ms()
+        scores = [choice.score]
+        for score in [candidate.score for candidate in choice.candidates] + expected:
             # What the images could not tell from the chosen one must not look better in the loop than it did here.
             rival = score.latency_ms <= limit_ms and score.quality >= choice.score.quality
             if not rival and not score.dominates(choice.score):

@@ -2,7 +2,7 @@
 
 from edge_runtime.backends.base import random_inputs
 from edge_runtime.measure.calibrate import calibrate
-from edge_runtime.measure.latency import LatencyModel
+from edge_runtime.measure.latency import Drift, LatencyModel
 from edge_runtime.measure.memory import MemoryModel, estimate_memory
 from edge_runtime.measure.timing import Candidate, Clock, measure, measure_candidates
 from edge_runtime.state import machine_lock
@@ -10,6 +10,7 @@ from edge_runtime.state import machine_lock
 __all__ = [
     "Candidate",
     "Clock",
+    "Drift",
     "LatencyModel",
     "MemoryModel",
     "calibrate",

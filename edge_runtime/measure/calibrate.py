@@ -29,7 +29,7 @@ from edge_runtime.measure.timing import Clock, measure
 from edge_runtime.objectives import Measurement, pooled_tail
 from edge_runtime.search import covering_vectors, random_gates
 
-__all__ = ["calibrate", "profiled"]
+__all__ = ["calibrate", "check_subnets", "profiled"]
 
 PROFILE_ROUNDS = 6
 PROFILE_SHARE = 0.4
@@ -73,15 +73,15 @@ def calibrate(
         seed: Decides the subnets and their order.
         scratch: An existing directory for the profile (`StateDir.scratch`); nothing is left in it. None: calibrate by
             timing alone, which is less exact.
-        seconds: Time for the whole runs that the scale needs, of which a slow model may take half as much again, and
-            once more for a table by timing; the fewest runs that make sense are made in any case.
+        seconds: Time for the whole runs that the scale needs; once more for a table by timing. The fewest runs that
+            make sense are made in any case.
         clock_ns: The clock, nanoseconds; None for the machine's own.
 
     Raises:
         BackendError: A run failed.
     """
     raw = _raw(bundle, session, options, seed, scratch, seconds, clock_ns)
-    inputs, subnets = random_inputs(session.inputs, seed=seed), _check_subnets(raw.fit(()), seed)
+    inputs, subnets = random_inputs(session.inputs, seed=seed), check_subnets(raw.fit(()), seed)
     wall = clock_ns or time.perf_counter_ns
     deadline_ns = wall() + int(seconds * 1e9 / 2)
     parts: list[list[Measurement]] = []
@@ -90,7 +90,7 @@ def calibrate(
         while len(parts) < fewest or (len(parts) < most and wall() < deadline_ns):
             part_seed = seed + len(parts)
             parts.append(
-                measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds / 2, seed=part_seed, clock_ns=wall)
+                measure(session, inputs, subnets, runs=CHECK_RUNS, seconds=seconds / 3, seed=part_seed, clock_ns=wall)
             )
     return _scaled(raw, parts)
 
@@ -142,7 +142,7 @@ def profiled(
         return None
 
 
-def _check_subnets(cost: AdditiveCost, seed: int) -> list[Gates]:
+def check_subnets(cost: AdditiveCost, seed: int) -> list[Gates]:
     """The full subnet, the fastest, and the most evenly spread between them out of some random ones."""
     rng = random.Random(seed)
     slow, fast = cost.space.default, fastest(cost)

@@ -1,8 +1,10 @@
-"""The latency model: what a subnet will take on this machine, as a sum of what its decisions take."""
+"""The latency model: what a subnet will take on this machine, as a sum of its decisions, and how that drifts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import threading
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from edge_runtime.additive import AdditiveCost
@@ -10,7 +12,13 @@ from edge_runtime.checks import fields, finite
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace
 
-__all__ = ["LatencyModel", "Method"]
+__all__ = ["Drift", "LatencyModel", "Method"]
+
+DRIFT_FRAMES = 32
+"""Frames over which the drift follows the machine."""
+
+DRIFT_STEP = math.log(1.5)
+"""What one frame may say at most: a single one that was interrupted for long must not count for many."""
 
 Method = Literal["kernels", "timing"]
 METHODS: tuple[Method, ...] = ("kernels", "timing")
@@ -54,6 +62,11 @@ class LatencyModel:
         """Predicted 95th percentile, milliseconds."""
         return self.cost(gates) * self.p95_ratio
 
+    def drifted(self, factor: float) -> LatencyModel:
+        """The same on a machine that has become slower by a factor above 0."""
+        rows = tuple(tuple(entry * factor for entry in row) for row in self.cost.entries)
+        return replace(self, cost=AdditiveCost(self.cost.space, self.cost.base * factor, rows))
+
     def to_json(self) -> dict[str, Any]:
         """The model as JSON types, without the gate space."""
         return {
@@ -73,3 +86,30 @@ class LatencyModel:
             raise UsageError("entries_ms is not a list of lists")
         cost = AdditiveCost(space, values["base_ms"], tuple(tuple(row) for row in rows))
         return cls(cost, values["p95_ratio"], values["method"], values["error"])
+
+
+class Drift:
+    """How much slower a machine is now than when its table was made, from the latencies of served frames. Thread-safe.
+
+    A moving mean of the logarithms of measured over predicted. Heat, another governor, or other work move it.
+    """
+
+    def __init__(self) -> None:
+        self._log, self._frames = 0.0, 0
+        self._last: tuple[Gates, float] | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def factor(self) -> float | None:
+        """Measured over predicted median, above 0; None before there were `DRIFT_FRAMES` frames."""
+        return math.exp(self._log) if self._frames >= DRIFT_FRAMES else None
+
+    def add(self, table: LatencyModel, gates: Gates, latency_ms: float) -> None:
+        """Take one frame into account; a microsecond."""
+        with self._lock:
+            if self._last is None or self._last[0] is not gates:
+                self._last = gates, max(table.predict_ms(gates), 1e-6)
+            self._frames += 1
+            away = math.log(max(latency_ms, 1e-6) / self._last[1]) - self._log
+            # The first frames count as much as those that are to come, so that the start is a plain mean.
+            self._log += max(-DRIFT_STEP, min(DRIFT_STEP, away)) / min(self._frames, DRIFT_FRAMES)

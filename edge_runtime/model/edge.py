@@ -269,6 +269,7 @@ class EdgeModel:
             self._active.swap(answer.gates, f"unusable output of {gates}: {answer.fault}", expected=gates)
         elif not answer.fault and len(next(iter(inputs.values()))) == 1:
             self._control.observe(self._clock_ns() / 1e9, answer.run_ns / 1e6, gates)
+            self._searches.observe(gates, answer.run_ns / 1e6)
         return answer
 
     def adapt(
@@ -381,6 +382,7 @@ class EdgeModel:
             budget=self._loop.budget.to_json(),
             active=str(lease.gates),
             load=self._control.load,
+            drift=self._searches.drift.factor,
             swaps_total=lease.generation,
             swaps=self._active.history,
             bad_outputs=self._guard.bad_outputs,

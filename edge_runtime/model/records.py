@@ -69,6 +69,10 @@ class Stats:
     load: float | None
     """How much slower the machine is than when it was measured, a factor; None where that is not known."""
 
+    drift: float | None
+    """Median latency of the last frames over what the latency table predicts, a factor; None before 32 frames, or
+    before there is a table."""
+
     swaps_total: int
     """Swaps since the model was loaded."""
 

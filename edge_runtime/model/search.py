@@ -21,7 +21,7 @@ from edge_runtime.errors import EdgeError, InputError, StateError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame, normalise
-from edge_runtime.measure import Clock, LatencyModel, calibrate
+from edge_runtime.measure import Clock, Drift, LatencyModel, calibrate
 from edge_runtime.objectives import Budget
 from edge_runtime.state import StateDir
 from edge_runtime.swap import ActiveGates
@@ -61,6 +61,8 @@ class Searches:
     ) -> None:
         self.memory = memory
         """What is known of this bundle on this machine; None before the first calibration."""
+        self.drift = Drift()
+        """How the machine's speed has changed since the table was made."""
         self.status = AdaptStatus(active.gates, "idle", 1.0, False, "no search was made yet")
         """After the last search."""
         self.error: EdgeError | None = None
@@ -172,7 +174,7 @@ class Searches:
         return AdaptJob(
             finals=Finals(self._session, one, seed=plan.seed, clock_ns=self._clock_ns),
             evaluator=evaluator,
-            calibrate=self._table,
+            calibrate=self._predictions,
             prior=self._prior,
             current=self._active.gates,
             plan=plan,
@@ -188,6 +190,16 @@ class Searches:
                 self.memory = Memory(table)
                 self._keep()
             return self.memory.table
+
+    def observe(self, gates: Gates, latency_ms: float) -> None:
+        """A frame was served by a subnet in so much time."""
+        if self.memory is not None:
+            self.drift.add(self.memory.table, gates, latency_ms)
+
+    def _predictions(self) -> LatencyModel:
+        """The table as the machine is now."""
+        table, factor = self._table(), self.drift.factor
+        return table if factor is None else table.drifted(factor)
 
     def _apply(self, job: AdaptJob, budget: Budget, before: Gates) -> AdaptStatus:
         """Make the chosen subnet the active one, tell the loop's control, remember it."""

@@ -14,14 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_runtime.additive import AdditiveCost
-from edge_runtime.backends import SessionOptions, open_session
+from edge_runtime.backends import KernelProfile, Kernels, SessionOptions, open_session
 from edge_runtime.backends.base import random_inputs
 from edge_runtime.backends.fake import FakeSession
 from edge_runtime.bundle import Bundle, TensorSpec
 from edge_runtime.errors import BackendError, UsageError
 from edge_runtime.gates import GateGroup, Gates, GateSpace
-from edge_runtime.measure import Candidate, LatencyModel, calibrate, measure, measure_candidates
+from edge_runtime.measure import (
+    Candidate,
+    Drift,
+    LatencyModel,
+    MemoryModel,
+    calibrate,
+    estimate_memory,
+    measure,
+    measure_candidates,
+)
 from edge_runtime.measure.kernels import KernelTable
+from edge_runtime.measure.latency import DRIFT_FRAMES
 from edge_runtime.search import covering_vectors, random_gates
 from tests.support.tiny import SPACE, tiny_bundle
 
@@ -218,6 +228,64 @@ def test_a_profile_that_cannot_be_kept_is_done_without(bundle: Bundle, tmp_path:
     session.close()
     assert model.method == "timing"
     assert model.predict_ms(SPACE.default) > 0
+
+
+TABLE = LatencyModel(COST, 1.2, "kernels", 0.02)
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.0, 2.5])
+def test_the_drift_finds_how_much_slower_the_machine_became(factor: float) -> None:
+    rng, drift = random.Random(0), Drift()
+    subnets = list(SPACE.enumerate())
+    for _ in range(DRIFT_FRAMES - 1):
+        drift.add(TABLE, SPACE.default, factor * TABLE.predict_ms(SPACE.default))
+    assert drift.factor is None, "too few frames say nothing"
+    for _ in range(300):
+        gates = rng.choice(subnets)
+        drift.add(TABLE, gates, factor * TABLE.predict_ms(gates) * rng.lognormvariate(0, 0.05))
+    assert drift.factor == pytest.approx(factor, rel=0.04)
+    drifted = TABLE.drifted(drift.factor)
+    assert drifted.predict_ms(SPACE.default) == pytest.approx(drift.factor * TABLE.predict_ms(SPACE.default))
+
+
+def test_one_long_interruption_is_not_drift() -> None:
+    drift = Drift()
+    for number in range(200):
+        drift.add(TABLE, SPACE.default, TABLE.predict_ms(SPACE.default) * (500.0 if number == 150 else 1.0))
+    assert drift.factor == pytest.approx(1.0, abs=0.01)
+
+
+MEMORY = KernelProfile(
+    vectors=(SPACE.default, SPACE.parse("2-3-0"), SPACE.parse("1-1-1"), SPACE.parse("2-2-2")),
+    base=(Kernels(5.0, 2, 1000, 50),) * 4,
+    groups=(
+        (Kernels(9.0, 3, 100, 70), Kernels(9.0, 3, 200, 40), Kernels(9.0, 3, 300, 20)),
+        (Kernels(1.0, 1, 10, 30), Kernels(9.0, 2, 400, 90), Kernels()),
+        (Kernels(5.0, 3, 50, 60), Kernels(4.0, 3, 80, 40), Kernels(3.0, 3, 90, 20)),
+        (Kernels(1.0, 1, 10, 30), Kernels(1.0, 0, 0, 0), Kernels(1.0, 0, 0, 0)),
+    ),
+    alone=True,
+)
+
+
+@pytest.mark.parametrize(("maps_weights", "weights"), [(True, 1000 + 10 + 400), (False, 0)])
+def test_a_subnet_needs_its_weights_and_its_largest_moment(maps_weights: bool, weights: int) -> None:
+    model = MemoryModel.of(SPACE, MEMORY, maps_weights=maps_weights)
+    merged = SPACE.parse("2-3-0")  # the last group is covered: what it would take is not counted
+    assert model.peak_live_bytes(merged) == 90
+    assert model.subnet_bytes(merged) == weights + 2 * 90
+
+
+def test_the_memory_of_a_real_process_is_predicted(bundle: Bundle, tmp_path: Path) -> None:
+    session = open_session(bundle)
+    session.run(random_inputs(session.inputs, seed=0), SPACE.default)
+    found = estimate_memory(bundle, session, SessionOptions(), seed=0, scratch=tmp_path)
+    session.close()
+    assert found is not None
+    runtime_bytes, model = found
+    assert 10 << 20 < runtime_bytes < 2 << 30
+    assert 0 < model.subnet_bytes(SPACE.default) < 16 << 20
+    assert estimate_memory(bundle, session, SessionOptions(), seed=0, scratch=None) is None
 
 
 def test_a_latency_model_survives_json() -> None:

@@ -102,6 +102,18 @@ def test_where_nothing_fits_the_fastest_runs_and_the_reason_says_so():
     assert kept.reason == "over the budget, but nothing is faster"
 
 
+def test_load_never_pushes_below_the_floor_and_a_budget_may():
+    useless = Frontier.of([dataclasses.replace(LADDER.fastest, quality=0.2, low=0.1, high=0.3), *LADDER.scores[1:]])
+    app = loop(frontier=useless).run(3, steady(1)).run(3, steady(6))
+    ((_, _, down),) = app.switches
+    assert down.gates == useless.scores[1].gates
+    assert "nothing fits, the fastest of use is taken" in down.reason
+    stays = loop(frontier=useless, active=useless.fastest).run(3, steady(1)).run(3, steady(6))
+    assert all(decision.gates != useless.fastest.gates for _, _, decision in stays.switches)
+    free = loop(frontier=useless, floor=0.0).run(3, steady(1)).run(3, steady(6))
+    assert [decision.gates for _, _, decision in free.switches] == [useless.fastest.gates]
+
+
 def test_a_few_hiccups_change_nothing():
     rng = random.Random(0)
     app = loop().run(60, lambda time_s, gates: 5.0 if rng.random() < 0.03 else 0.9)

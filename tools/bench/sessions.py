@@ -37,7 +37,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.measure import Candidate, MemoryModel, calibrate, measure_candidates
-from edge_runtime.measure.calibrate import profiled
+from edge_runtime.measure.calibrate import check_subnets, profiled
 from edge_runtime.search import random_gates
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +49,7 @@ HELD_OUT = 30
 MEMORY_RUNS = 25
 RATE_HZ = 30
 BURST = 4
+LEAST_ROUNDS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,24 +187,27 @@ def _latency_model(case: Case) -> dict[str, float]:
     seconds = time.perf_counter() - began
     rng, inputs = random.Random(2), random_inputs(session.inputs, seed=0)
     subnets = list(dict.fromkeys(random_gates(case.space, rng) for _ in range(HELD_OUT)))
-    full = case.space.default
-    with session.hold([full, *subnets]):
-        full_ms, ratios = _paired(session, inputs, full, subnets, rounds=10 if case.quick else 25)
+    full, anchors = case.space.default, check_subnets(table.cost, seed=3)
+    subnets = [gates for gates in subnets if gates not in anchors]
+    with session.hold([*anchors, *subnets]):
+        full_ms, ratios = _paired(session, inputs, full, [*anchors, *subnets], seconds=10.0 if case.quick else 30.0)
     session.close()
-    # The calibration is of a minute ago: both are compared as shares of the full subnet, run around each of them.
-    pairs = [(table.predict_ms(g) / table.predict_ms(full), r) for g, r in zip(subnets, ratios, strict=True)]
+    # The machine is not as it was when the table was made; how much that is, subnets say that are not held out.
+    measured = {gates: full_ms * ratio for gates, ratio in zip([*anchors, *subnets], ratios, strict=True)}
+    drift = statistics.median(measured[gates] / table.predict_ms(gates) for gates in anchors)
+    pairs = [(drift * table.predict_ms(gates), measured[gates]) for gates in subnets]
     errors = [abs(predicted / real - 1) for predicted, real in pairs]
     return {
         "mape": statistics.fmean(errors),
         "within_10pct": sum(error <= 0.1 for error in errors) / len(errors),
         "spearman": _spearman(pairs),
         "seconds": seconds,
-        "drift": full_ms / table.predict_ms(full),
+        "drift": drift,
     }
 
 
 def _paired(
-    session: Session, inputs: Mapping[str, Array], reference: Gates, subnets: Sequence[Gates], *, rounds: int
+    session: Session, inputs: Mapping[str, Array], reference: Gates, subnets: Sequence[Gates], *, seconds: float
 ) -> tuple[float, list[float]]:
     """Median of the reference in milliseconds; per subnet the median ratio to the reference just before and after.
 
@@ -220,7 +224,8 @@ def _paired(
 
     found: list[list[float]] = [[] for _ in subnets]
     references = []
-    for _ in range(rounds):
+    stop_s = time.perf_counter() + seconds
+    while len(found[0]) < LEAST_ROUNDS or time.perf_counter() < stop_s:
         before = visit(reference)
         for gates, ratios in zip(subnets, found, strict=True):
             own, after = visit(gates), visit(reference)
