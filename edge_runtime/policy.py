@@ -104,7 +104,7 @@ class AdaptationPolicy:
     dwell_s: float = 1.0
     """Least time between two switches, seconds, at least 0."""
 
-    floor: float = 0.4
+    floor: float = 0.3
     """Share of the frontier's highest quality below which load never pushes, 0 to 1: a late answer is worth more than a
     wrong one. A budget that asks for less is followed all the same, and a subnet below it may stay."""
 
