@@ -24,6 +24,7 @@ import pytest
 from edge_runtime import Budget, EdgeModel
 from edge_runtime.backends import RefusedError, SessionOptions, compile_bundle, open_compiled, runtime_versions
 from edge_runtime.backends.base import Array
+from edge_runtime.backends.onnx import session as session_module
 from edge_runtime.backends.onnx.compiled import KEPT, CompiledSession
 from edge_runtime.backends.onnx.prepare import RECORD, SKELETON, TENSORS
 from edge_runtime.bundle import Bundle
@@ -366,6 +367,34 @@ def test_a_preferred_subnet_runs_alone_and_answers_the_same(session: CompiledSes
             assert gates in session.specialised
             np.testing.assert_allclose(session.run(image(2), gates)["logits"], before, rtol=1e-4, atol=1e-5)
     assert len(session.specialised) <= KEPT
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [("1.20.3", False), ("1.21.0", True), ("1.31.1+cpu", True), ("2.0", True)]
+)
+def test_tensors_are_found_whatever_the_version_is_told(tmp_path: Path, version: str, told: bool) -> None:
+    import onnx
+
+    outside = onnx.TensorProto(name="w", data_location=onnx.TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=TENSORS)
+    outside.external_data.add(key="offset", value="0")
+    graph = onnx.GraphProto(name="g", initializer=[outside, onnx.TensorProto(name="inside", raw_data=b"1234")])
+    settings, before = mock.Mock(), onnx.ModelProto(graph=graph)
+    data = session_module._with_tensors_in(tmp_path, before.SerializeToString(), settings, version)
+    after = onnx.load_from_string(data).graph.initializer
+    key = "session.model_external_initializers_file_folder_path"
+    assert settings.mock_calls == ([mock.call.add_session_config_entry(key, str(tmp_path))] if told else [])
+    assert [entry.value for entry in after[0].external_data] == [TENSORS if told else str(tmp_path / TENSORS), "0"]
+    assert after[1] == graph.initializer[1]
+
+
+def test_a_file_of_the_same_name_where_the_process_is_is_not_taken(
+    session: CompiledSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / TENSORS).write_bytes(bytes((session.folder / TENSORS).stat().st_size))
+    monkeypatch.chdir(tmp_path)
+    with session.hold([SPACE.default]):
+        assert session.specialised == (SPACE.default,)
 
 
 def test_held_ones_are_kept_together_whatever_is_swapped_meanwhile(session: CompiledSession) -> None:

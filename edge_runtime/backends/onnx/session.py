@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +21,8 @@ __all__ = ["PortableSession", "create_native", "foreign_errors", "open_portable"
 
 WEIGHTS_FILE = "weights.bin"
 SEVERITY_ERROR = 3
+TENSOR_FOLDER_SINCE = (1, 21)
+"""The onnxruntime that can be told where the tensors of a model of bytes are."""
 
 
 class PortableSession:
@@ -130,15 +133,18 @@ def create_dump(bundle: Bundle, options: SessionOptions, skeleton: Path, tensors
 def create_prepared(
     model: Path | bytes, options: SessionOptions, *, folder: Path | None = None, profile_prefix: Path | None = None
 ) -> Any:
-    """A session of a graph that was optimised before; its tensors are mapped from beside it, or from `folder`."""
+    """A session of a graph that was optimised before; its tensors are mapped from beside it.
+
+    A model of bytes lies nowhere: `folder` is where its tensors are.
+    """
     runtime = import_onnxruntime()
     settings = _native_options(runtime, options)
     settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile_prefix)
-    if folder is not None:
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if isinstance(model, bytes) and folder is not None:
+        model = _with_tensors_in(folder.absolute(), model, settings, runtime.__version__)
     with foreign_errors("the prepared graph cannot be opened"):
         source = str(model) if isinstance(model, Path) else model
         return runtime.InferenceSession(source, settings, providers=list(options.providers))
@@ -171,6 +177,24 @@ def _native_options(runtime: Any, options: SessionOptions) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
     settings.add_session_config_entry("session.inter_op.allow_spinning", spin)
     return settings
+
+
+def _with_tensors_in(folder: Path, model_bytes: bytes, settings: Any, version: str) -> bytes:
+    """The same model, whose external tensors onnxruntime then finds in `folder`, wherever the process is.
+
+    Before 1.21 no setting says so, but an absolute path may stand in the model; later versions refuse that.
+    """
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= TENSOR_FOLDER_SINCE:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        return model_bytes
+    import onnx
+
+    model = onnx.load_from_string(model_bytes)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(folder / entry.value)
+    return bytes(model.SerializeToString())
 
 
 def _with_embedded_weights(model_bytes: bytes, weights: bytes) -> bytes:
