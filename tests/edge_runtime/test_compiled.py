@@ -388,6 +388,14 @@ def test_tensors_are_found_whatever_the_version_is_told(tmp_path: Path, version:
     assert after[1] == graph.initializer[1]
 
 
+@pytest.mark.parametrize(
+    ("version", "disabled"),
+    [("1.20.0", ["ConvActivationFusion"]), ("1.22.1", ["ConvActivationFusion"]), ("1.23.0", []), ("2.0.0", [])],
+)
+def test_what_aborts_on_a_clip_in_a_branch_is_not_run(version: str, disabled: list[str]) -> None:
+    assert session_module._harmful_optimizers(version) == disabled
+
+
 def test_a_file_of_the_same_name_where_the_process_is_is_not_taken(
     session: CompiledSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

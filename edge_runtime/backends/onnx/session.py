@@ -24,6 +24,9 @@ SEVERITY_ERROR = 3
 TENSOR_FOLDER_SINCE = (1, 21)
 """The onnxruntime that can be told where the tensors of a model of bytes are."""
 
+ACTIVATION_FUSION_SINCE = (1, 23)
+"""The onnxruntime whose fusion of convolutions and activations does not abort on a Clip in a branch."""
+
 
 class PortableSession:
     """Implements `Session` over the gated graph. Thread-safe: onnxruntime runs one session from many threads."""
@@ -146,8 +149,7 @@ def create_prepared(
     if isinstance(model, bytes) and folder is not None:
         model = _with_tensors_in(folder.absolute(), model, settings, runtime.__version__)
     with foreign_errors("the prepared graph cannot be opened"):
-        source = str(model) if isinstance(model, Path) else model
-        return runtime.InferenceSession(source, settings, providers=list(options.providers))
+        return _open(runtime, str(model) if isinstance(model, Path) else model, settings, options)
 
 
 def _create(runtime: Any, model_bytes: bytes, weights: bytes, settings: Any, options: SessionOptions) -> Any:
@@ -156,7 +158,27 @@ def _create(runtime: Any, model_bytes: bytes, weights: bytes, settings: Any, opt
             settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
         elif weights:
             model_bytes = _with_embedded_weights(model_bytes, weights)
-        return runtime.InferenceSession(model_bytes, settings, providers=list(options.providers))
+        return _open(runtime, model_bytes, settings, options)
+
+
+def _open(runtime: Any, source: str | bytes, settings: Any, options: SessionOptions) -> Any:
+    without = _harmful_optimizers(runtime.__version__)
+    more = {"disabled_optimizers": without} if without else {}
+    return runtime.InferenceSession(source, settings, providers=list(options.providers), **more)
+
+
+def _harmful_optimizers(version: str) -> list[str]:
+    """What must not run on a gated graph: an abort of the process is no error that anybody could catch.
+
+    Before 1.23 the fusion of convolutions and activations reads behind the end of a node's inputs where a Clip stands
+    in a branch. The blocked layout folds a Relu on its own, and our crossing pass folds the Clips.
+    """
+    return [] if _release(version) >= ACTIVATION_FUSION_SINCE else ["ConvActivationFusion"]
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version, whatever follows."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _native_options(runtime: Any, options: SessionOptions) -> Any:
@@ -184,7 +206,7 @@ def _with_tensors_in(folder: Path, model_bytes: bytes, settings: Any, version: s
 
     Before 1.21 no setting says so, but an absolute path may stand in the model; later versions refuse that.
     """
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) >= TENSOR_FOLDER_SINCE:
+    if _release(version) >= TENSOR_FOLDER_SINCE:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         return model_bytes
     import onnx
