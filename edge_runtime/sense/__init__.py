@@ -21,6 +21,7 @@ __all__ = [
     "Known",
     "Memory",
     "Unknown",
+    "anonymous_bytes",
     "board",
     "cpu_features_key",
     "cpu_model",
@@ -68,6 +69,12 @@ def process_memory(root: Path = ROOT) -> Memory:
     if isinstance(status, Unknown):
         return Memory(_rss_by_psutil(), status)
     return Memory(_kib(status, "VmRSS"), _kib(status, "VmHWM"))
+
+
+def anonymous_bytes(root: Path = ROOT) -> Known[int]:
+    """Memory of this process that nothing else shares and no file backs, resident now, bytes."""
+    status = read_table(root / "proc/self/status")
+    return status if isinstance(status, Unknown) else _kib(status, "RssAnon")
 
 
 def memory_total_bytes(root: Path = ROOT) -> Known[int]:

@@ -42,6 +42,7 @@ def pi5(tmp_path: Path) -> Path:
 
 
 READERS = [
+    sense.anonymous_bytes,
     sense.board,
     sense.cpu_model,
     sense.cpu_pressure,
@@ -58,6 +59,9 @@ def test_a_raspberry_pi_is_read(pi5: Path) -> None:
     assert sense.governor(pi5) == "ondemand"
     assert sense.memory_total_bytes(pi5) == 8245248 * 1024
     assert sense.process_memory(pi5) == sense.Memory(81234 * 1024, 90000 * 1024)
+    assert isinstance(sense.anonymous_bytes(pi5), Unknown), "a kernel before 4.5 does not tell"
+    tree(pi5, {"proc/self/status": "VmRSS:\t   81234 kB\nRssAnon:\t   40000 kB\n"})
+    assert sense.anonymous_bytes(pi5) == 40000 * 1024
     assert isinstance(sense.cpu_model(pi5), Unknown), "an ARM kernel names no model"
 
 

@@ -33,7 +33,7 @@ from edge_runtime.gates import Gates
 __all__ = ["CompiledSession"]
 
 KEPT = 3
-"""Specialised sessions that stay beside those that are held: the active subnet's, and former ones."""
+"""Most specialised sessions that stay when none is held: the active subnet's, and former ones."""
 
 
 class CompiledSession:
@@ -60,6 +60,8 @@ class CompiledSession:
         self.outputs: tuple[TensorSpec, ...] = manifest.outputs
         self.folder = folder
         """Where the prepared files are."""
+        self.kept = KEPT
+        """Specialised sessions that stay when none is held, at least 1: as many as their memory allows."""
         self._options, self._specialises = options, specialises
         self._space, self._gate_input = manifest.space, manifest.gate_input
         self._output_names = [spec.name for spec in manifest.outputs]
@@ -161,7 +163,7 @@ class CompiledSession:
         """Drop the oldest sessions that are neither active nor held."""
         with self._making, self._asking:
             spare = [gates for gates in self._special if gates != self._active and self._held[gates] <= 0]
-            for gates in spare[: max(0, len(self._special) - KEPT)]:
+            for gates in spare[: max(0, len(self._special) - self.kept)]:
                 del self._special[gates]
 
     def _specialise(self, gates: Gates) -> Any:
