@@ -21,9 +21,11 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from edge_runtime import Budget, EdgeModel
+from edge_runtime import Budget, EdgeModel, sense
 from edge_runtime.backends import RefusedError, SessionOptions, compile_bundle, open_compiled, runtime_versions
 from edge_runtime.backends.base import Array
+from edge_runtime.backends.onnx import session as session_module
+from edge_runtime.backends.onnx.compile import SPECIAL_BYTES, sessions_that_fit
 from edge_runtime.backends.onnx.compiled import KEPT, CompiledSession
 from edge_runtime.backends.onnx.prepare import RECORD, SKELETON, TENSORS
 from edge_runtime.bundle import Bundle
@@ -91,6 +93,47 @@ def test_the_record_says_what_was_made_and_proved(prepared: Path) -> None:
     assert record["refused"] == {}
     assert record["gain"] > 0, "a specialised session was made and compared"
     assert set(record["files"]) == {SKELETON, TENSORS}
+
+
+@pytest.mark.parametrize(
+    ("session_bytes", "kept"),
+    [(1, KEPT), (SPECIAL_BYTES // KEPT, KEPT), (SPECIAL_BYTES // 2, 2), (SPECIAL_BYTES, 1), (10 * SPECIAL_BYTES, 1)]
+    + [(unknown, KEPT) for unknown in (None, 0, -1, "many", 1.5)],
+)
+def test_as_many_specialised_sessions_stay_as_fit(session_bytes: object, kept: int) -> None:
+    assert sessions_that_fit(session_bytes) == kept
+
+
+def test_what_a_specialised_session_takes_is_measured_where_the_model_is_prepared(prepared: Path) -> None:
+    record = json.loads((prepared / RECORD).read_text())
+    assert 0 < record["session_bytes"] < 32 << 20, "a small network without a copy of its weights"
+
+
+def test_where_memory_cannot_be_told_the_number_alone_counts(bundle: Bundle, prepared: Path) -> None:
+    from edge_runtime.backends.onnx import prepare
+
+    request = {"source": bundle.source, "folder": str(prepared), "threads": 1, "providers": list(OPTIONS.providers)}
+    assert prepare.session_bytes(request, lambda: sense.Unknown("no /proc")) is None
+    sizes = iter([100, 500, 700])
+    assert prepare.session_bytes(request, lambda: next(sizes)) == 400
+
+
+def test_a_large_session_leaves_room_for_the_active_one_alone(bundle: Bundle, prepared: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(prepared, tmp_path / "copy")
+    record = json.loads((copy / RECORD).read_text())
+    record |= {"session_bytes": SPECIAL_BYTES, "gain": 2.0}
+    (copy / RECORD).write_text(json.dumps(record))
+    session = open_compiled(bundle, OPTIONS, copy, key="k")
+    subnets = list(SPACE.enumerate())
+    with session.hold(subnets[:4]):
+        assert set(subnets[:4]) <= set(session.specialised), "what is held is held"
+    session.prefer(subnets[5])
+    wait_for(session, subnets[5])
+    deadline = time.monotonic() + 30
+    while len(session.specialised) > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert session.specialised == (subnets[5],)
+    session.close()
 
 
 def test_a_form_that_cannot_be_made_is_replaced_by_the_next(bundle: Bundle, tmp_path: Path) -> None:
@@ -366,6 +409,42 @@ def test_a_preferred_subnet_runs_alone_and_answers_the_same(session: CompiledSes
             assert gates in session.specialised
             np.testing.assert_allclose(session.run(image(2), gates)["logits"], before, rtol=1e-4, atol=1e-5)
     assert len(session.specialised) <= KEPT
+
+
+@pytest.mark.parametrize(
+    ("version", "told"), [("1.20.3", False), ("1.21.0", True), ("1.31.1+cpu", True), ("2.0", True)]
+)
+def test_tensors_are_found_whatever_the_version_is_told(tmp_path: Path, version: str, told: bool) -> None:
+    import onnx
+
+    outside = onnx.TensorProto(name="w", data_location=onnx.TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=TENSORS)
+    outside.external_data.add(key="offset", value="0")
+    graph = onnx.GraphProto(name="g", initializer=[outside, onnx.TensorProto(name="inside", raw_data=b"1234")])
+    settings, before = mock.Mock(), onnx.ModelProto(graph=graph)
+    data = session_module._with_tensors_in(tmp_path, before.SerializeToString(), settings, version)
+    after = onnx.load_from_string(data).graph.initializer
+    key = "session.model_external_initializers_file_folder_path"
+    assert settings.mock_calls == ([mock.call.add_session_config_entry(key, str(tmp_path))] if told else [])
+    assert [entry.value for entry in after[0].external_data] == [TENSORS if told else str(tmp_path / TENSORS), "0"]
+    assert after[1] == graph.initializer[1]
+
+
+@pytest.mark.parametrize(
+    ("version", "disabled"),
+    [("1.20.0", ["ConvActivationFusion"]), ("1.22.1", ["ConvActivationFusion"]), ("1.23.0", []), ("2.0.0", [])],
+)
+def test_what_aborts_on_a_clip_in_a_branch_is_not_run(version: str, disabled: list[str]) -> None:
+    assert session_module._harmful_optimizers(version) == disabled
+
+
+def test_a_file_of_the_same_name_where_the_process_is_is_not_taken(
+    session: CompiledSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / TENSORS).write_bytes(bytes((session.folder / TENSORS).stat().st_size))
+    monkeypatch.chdir(tmp_path)
+    with session.hold([SPACE.default]):
+        assert session.specialised == (SPACE.default,)
 
 
 def test_held_ones_are_kept_together_whatever_is_swapped_meanwhile(session: CompiledSession) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from onnx import TensorProto, helper
 
 from edge_runtime.backends import SessionOptions
 from edge_runtime.backends.onnx.passes import inline_gates, keep_blocked, make_names_unique, value_shapes
+from edge_runtime.backends.onnx.passes.activations import Activation, Activations
 from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN
 from edge_runtime.backends.onnx.passes.names import branches_of
-from edge_runtime.backends.onnx.session import create_dump, create_prepared
+from edge_runtime.backends.onnx.session import create_dump, create_native, create_prepared
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError
 from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
@@ -193,3 +195,188 @@ def test_a_graph_without_blocked_operators_stays_as_it_is(dump: Dump) -> None:
     report = keep_blocked(model, {})
     assert (report.dropped, report.added, report.folded) == (0, 0, 0)
     assert operators(model) == before
+
+
+# Activations after a sum, and where a value crosses a boundary.
+
+
+class Branched:
+    """x -> Conv -> Relu -> If(gates[0]) of two branches -> Conv -> y, as onnxruntime dumps it; branches read `h`."""
+
+    def __init__(self, first: list[Any], second: list[Any]) -> None:
+        rng = np.random.default_rng(3)
+        weights = {f"w{i}": rng.standard_normal((16, 16, 3, 3)).astype(np.float32) / 8 for i in range(6)}
+        weights |= {"one": np.ones(16, np.float32), "some": rng.standard_normal(16).astype(np.float32) / 8}
+        scalars = {"low": np.float32(0.1), "high": np.float32(0.6), "zero": np.int64(0)}
+        branches = {
+            f"{name}_branch": helper.make_graph(nodes, name, [], [info(nodes[-1].output[0], ["N", 16, 8, 8])])
+            for name, nodes in (("then", first), ("else", second))
+        }
+        nodes = [
+            helper.make_node("Gather", ["gates", "zero"], ["gate"], "gather", axis=0),
+            helper.make_node("Equal", ["gate", "zero"], ["test"], "equal"),
+            *conv("x", 0, "stem"),
+            helper.make_node("Relu", ["stem"], ["h"], "stem_relu"),
+            helper.make_node("If", ["test"], ["chosen"], "group_0", **branches),
+            *conv("chosen", 1, "y"),
+        ]
+        inputs = [info("x", ["N", 16, 8, 8]), helper.make_tensor_value_info("gates", TensorProto.INT64, [1])]
+        inputs += [info("bound", [])] if any("bound" in node.input for node in [*first, *second]) else []
+        tensors = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in {**weights, **scalars}.items()]
+        graph = helper.make_graph(nodes, "g", inputs, [info("y", ["N", 16, 8, 8])], tensors)
+        self.portable = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    def crossed(self, folder: Path) -> tuple[Any, Any]:
+        """The dump before and after the pass; skips where this processor has no blocked layout."""
+        parts: Any = SimpleNamespace(model_bytes=self.portable.SerializeToString(), weights=b"")
+        create_dump(parts, OPTIONS, folder / "raw.onnx", "tensors.bin", blocked=True)
+        before, after = (onnx.load(str(folder / "raw.onnx"), load_external_data=False) for _ in range(2))
+        if not operators(before)[f"{NCHWC_DOMAIN}.Conv"]:
+            pytest.skip("this processor has no blocked layout")
+        make_names_unique(after)
+        keep_blocked(after, value_shapes(self.portable))
+        return before, after
+
+    def check(self, crossed: Any, folder: Path) -> None:
+        """The same outputs as the portable graph, gated and inlined, on values that reach both bounds."""
+        x = np.random.default_rng(4).standard_normal((2, 16, 8, 8)).astype(np.float32) * 2
+        portable = create_native(self.portable.SerializeToString(), b"", OPTIONS)
+        gated = create_prepared(crossed.SerializeToString(), OPTIONS, folder=folder)
+        for gate in (0, 1):
+            feeds = {"x": x, "gates": np.array([gate], np.int64), "bound": np.array(0.5, np.float32)}
+            feeds = {value.name: feeds[value.name] for value in self.portable.graph.input}
+            (wanted,) = portable.run(None, feeds)
+            np.testing.assert_allclose(gated.run(None, feeds)[0], wanted, rtol=1e-4, atol=1e-4)
+            alone = create_prepared(
+                inline_gates(crossed, "gates", (gate,)).SerializeToString(), OPTIONS, folder=folder
+            ).run(None, {name: value for name, value in feeds.items() if name != "gates"})
+            np.testing.assert_allclose(alone[0], wanted, rtol=1e-4, atol=1e-4)
+
+
+def conv(into: str, weight: int, out: str) -> list[Any]:
+    """With a BatchNormalization: without one onnxruntime leaves a convolution whose weights are outside plain."""
+    attributes: dict[str, Any] = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+    return [
+        helper.make_node("Conv", [into, f"w{weight}"], [f"{out}.conv"], f"{out}.conv", **attributes),
+        helper.make_node("BatchNormalization", [f"{out}.conv", "one", "some", "some", "one"], [out], f"{out}.bn"),
+    ]
+
+
+def node(operator: str, inputs: list[str], out: str) -> Any:
+    return helper.make_node(operator, inputs, [out], out)
+
+
+SKIP = [node("Identity", ["h"], "skipped")]
+RESIDUAL = [*conv("h", 2, "inner"), node("Add", ["h", "inner"], "sum")]
+
+
+def activations(model: Any) -> list[tuple[str, list[float]]]:
+    """Activation and parameters of each blocked convolution that has one."""
+    found = []
+    for each in nodes_of(model.graph):
+        named = {attribute.name: attribute for attribute in each.attribute}
+        if "activation" in named:
+            floats = named["activation_params"].floats if "activation_params" in named else []
+            found.append((named["activation"].s.decode(), [round(value, 6) for value in floats]))
+    return found
+
+
+GREATEST = round(float(np.finfo(np.float32).max), 6)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "parameters"),
+    [
+        (["low", "high"], [0.1, 0.6]),
+        (["low"], [0.1, GREATEST]),
+        (["", "high"], [-GREATEST, 0.6]),
+        ([], [-GREATEST, GREATEST]),
+    ],
+)
+def test_a_clip_after_a_residual_sum_is_part_of_its_convolution(
+    tmp_path: Path, bounds: list[str], parameters: list[float]
+) -> None:
+    graph = Branched([*RESIDUAL, node("Clip", ["sum", *bounds], "clipped")], SKIP)
+    _, crossed = graph.crossed(tmp_path)
+    after = operators(crossed)
+    assert (after[".Add"], after[".Clip"]) == (0, 0)
+    assert ("Clip", parameters) in activations(crossed)
+    graph.check(crossed, tmp_path)
+
+
+def test_a_clip_of_what_crosses_into_a_branch_stays_blocked(tmp_path: Path) -> None:
+    graph = Branched([node("Clip", ["h", "low", "high"], "clipped")], SKIP)
+    before, crossed = graph.crossed(tmp_path)
+    after = operators(crossed)
+    assert after[".Clip"] == 1, "the branch that skips reads the value as it was"
+    assert after[f"{NCHWC_DOMAIN}.ReorderOutput"] == 1
+    assert after[f"{NCHWC_DOMAIN}.ReorderOutput"] < operators(before)[f"{NCHWC_DOMAIN}.ReorderOutput"]
+    graph.check(crossed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        pytest.param(
+            [node("Clip", ["sum", "low", "high"], "clipped"), node("Add", ["sum", "clipped"], "both")],
+            id="another reader of the sum",
+        ),
+        pytest.param(
+            [node("Clip", ["sum", "low"], "positive"), node("Clip", ["positive", "", "high"], "clipped")],
+            id="a convolution that has an activation",
+        ),
+        pytest.param([node("Clip", ["sum", "low", "bound"], "clipped")], id="a bound that is an input"),
+        pytest.param([node("Clip", ["sum", "high", "low"], "clipped")], id="bounds out of order"),
+    ],
+)
+def test_a_clip_that_cannot_be_folded_stays_blocked(tmp_path: Path, tail: list[Any]) -> None:
+    graph = Branched([*RESIDUAL, *tail], SKIP)
+    _, crossed = graph.crossed(tmp_path)
+    after = operators(crossed)
+    assert after[".Clip"] == 1
+    assert after[f"{NCHWC_DOMAIN}.ReorderOutput"] == 1, "of the output alone"
+    assert after[f"{NCHWC_DOMAIN}.ReorderInput"] <= 1
+    graph.check(crossed, tmp_path)
+
+
+def test_sums_and_clips_of_both_branches_and_of_a_nested_one(tmp_path: Path) -> None:
+    inner = {
+        "then_branch": helper.make_graph(
+            [
+                *conv("h", 3, "deep"),
+                node("Add", ["deep", "h"], "deep_sum"),
+                node("Clip", ["deep_sum", "low"], "deepest"),
+            ],
+            "deep_then",
+            [],
+            [info("deepest", ["N", 16, 8, 8])],
+        ),
+        "else_branch": helper.make_graph(
+            [node("Identity", ["h"], "kept")], "deep_else", [], [info("kept", ["N", 16, 8, 8])]
+        ),
+    }
+    nested = [helper.make_node("If", ["test"], ["nested"], "nested", **inner)]
+    graph = Branched([*RESIDUAL, node("Clip", ["sum", "low", "high"], "clipped")], nested)
+    _, crossed = graph.crossed(tmp_path)
+    assert operators(crossed)[".Clip"] == operators(crossed)[".Add"] == 0
+    assert [name for name, _ in activations(crossed)].count("Clip") == 2
+    graph.check(crossed, tmp_path)
+
+
+def test_a_clip_of_another_opset_is_left_alone() -> None:
+    old = helper.make_node("Clip", ["h"], ["y"], min=0.0, max=6.0)
+    assert Activations([]).of(old) is None
+    assert Activations([]).of(node("Sigmoid", ["h"], "y")) is None
+    assert Activations([]).of(node("Relu", ["h"], "y")) == Activation("Relu")
+
+
+def test_bounds_that_are_no_single_float_inside_the_model_are_not_read() -> None:
+    outside = TensorProto(name="outside", data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    several = onnx.numpy_helper.from_array(np.zeros(2, np.float32), "several")
+    whole = onnx.numpy_helper.from_array(np.array(0), "whole")
+    known = Activations([outside, several, whole, onnx.numpy_helper.from_array(np.array([0.5], np.float32), "one")])
+    for name in ("outside", "several", "whole", "unknown"):
+        assert known.of(node("Clip", ["h", name], "y")) is None
+    found = known.of(node("Clip", ["h", "one"], "y"))
+    assert found is not None
+    assert found.parameters[0] == 0.5

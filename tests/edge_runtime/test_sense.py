@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from edge_runtime import sense
 from edge_runtime.sense import Unknown
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def tree(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -38,6 +42,7 @@ def pi5(tmp_path: Path) -> Path:
 
 
 READERS = [
+    sense.anonymous_bytes,
     sense.board,
     sense.cpu_model,
     sense.cpu_pressure,
@@ -54,6 +59,9 @@ def test_a_raspberry_pi_is_read(pi5: Path) -> None:
     assert sense.governor(pi5) == "ondemand"
     assert sense.memory_total_bytes(pi5) == 8245248 * 1024
     assert sense.process_memory(pi5) == sense.Memory(81234 * 1024, 90000 * 1024)
+    assert isinstance(sense.anonymous_bytes(pi5), Unknown), "a kernel before 4.5 does not tell"
+    tree(pi5, {"proc/self/status": "VmRSS:\t   81234 kB\nRssAnon:\t   40000 kB\n"})
+    assert sense.anonymous_bytes(pi5) == 40000 * 1024
     assert isinstance(sense.cpu_model(pi5), Unknown), "an ARM kernel names no model"
 
 
@@ -153,6 +161,95 @@ def test_memory_that_is_free_is_what_the_tightest_limit_leaves(pi5: Path) -> Non
     assert sense.memory_available_bytes(pi5) == 924 << 20
     tree(pi5, {f"{scope}/memory.high": f"{512 << 20}\n"})
     assert sense.memory_available_bytes(pi5) == 412 << 20
+
+
+V1 = "12:cpuset:/\n9:memory:/docker/abc\n4:cpu,cpuacct:/docker/abc\n1:name=systemd:/docker/abc\n0::/system.slice\n"
+UNLIMITED = "9223372036854771712\n"
+MEMINFO = "MemTotal:        8245248 kB\nMemAvailable:    4000000 kB\n"
+
+
+@pytest.fixture
+def version_1(pi5: Path) -> Path:
+    """A container on JetPack 5: its path is the host's, its own limits are at the top."""
+    files = {"memory.limit_in_bytes": UNLIMITED, "memory.usage_in_bytes": f"{900 << 20}\n"}
+    tree(pi5, {"proc/self/cgroup": V1, "proc/meminfo": MEMINFO})
+    return tree(pi5, {f"sys/fs/cgroup/memory/{name}": text for name, text in files.items()})
+
+
+@pytest.mark.parametrize("where", ["", "docker/", "docker/abc/"])
+def test_memory_respects_the_limits_of_version_1(version_1: Path, where: str) -> None:
+    assert sense.memory_total_bytes(version_1) == 8245248 * 1024
+    assert sense.memory_available_bytes(version_1) == 4000000 * 1024
+    scope = f"sys/fs/cgroup/memory/{where}memory"
+    tree(version_1, {f"{scope}.limit_in_bytes": f"{1 << 30}\n", f"{scope}.usage_in_bytes": f"{900 << 20}\n"})
+    assert sense.memory_total_bytes(version_1) == 1 << 30
+    assert sense.memory_available_bytes(version_1) == 124 << 20
+    tree(version_1, {f"{scope}.stat": f"inactive_file 5\ntotal_inactive_file {800 << 20}\nrss x\n"})
+    assert sense.memory_available_bytes(version_1) == 924 << 20
+
+
+@pytest.mark.parametrize("text", ["", "-1\n", "max\n", "9" * 30, "\xff"])
+def test_a_limit_of_version_1_that_is_none_is_ignored(version_1: Path, text: str) -> None:
+    tree(version_1, {"sys/fs/cgroup/memory/memory.limit_in_bytes": text})
+    assert sense.memory_total_bytes(version_1) == 8245248 * 1024
+    assert sense.memory_available_bytes(version_1) == 4000000 * 1024
+
+
+def test_where_the_use_is_not_known_the_whole_limit_is_free(pi5: Path) -> None:
+    scope = "sys/fs/cgroup/user.slice"
+    tree(pi5, {"proc/meminfo": MEMINFO, f"{scope}/memory.max": f"{1 << 30}\n"})
+    tree(pi5, {f"{scope}/memory.stat": f"inactive_file {800 << 20}\n"})
+    assert sense.memory_available_bytes(pi5) == 1 << 30
+
+
+@pytest.mark.parametrize("line", ["Max address space", "Max data size"])
+def test_memory_that_is_free_respects_the_limits_of_the_process(pi5: Path, line: str) -> None:
+    limits = f"Limit                     Soft Limit           Hard Limit           Units\n{line:<26}"
+    tree(
+        pi5, {"proc/meminfo": MEMINFO, "proc/self/limits": f"{limits}unlimited            unlimited            bytes\n"}
+    )
+    assert sense.memory_available_bytes(pi5) == 4000000 * 1024
+    tree(pi5, {"proc/self/limits": f"{limits}{300 << 20}            unlimited            bytes\n"})
+    assert sense.memory_available_bytes(pi5) == 300 << 20
+    tree(pi5, {"proc/self/limits": line})
+    assert sense.memory_available_bytes(pi5) == 4000000 * 1024
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="sets a limit of the real process")
+def test_the_real_limit_of_address_space_is_seen() -> None:
+    script = (
+        "import resource; from edge_runtime import sense;"
+        "resource.setrlimit(resource.RLIMIT_AS, (700 << 20, resource.RLIM_INFINITY));"
+        "print(sense.memory_available_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert 0 < int(done.stdout) <= 700 << 20
+
+
+@pytest.mark.parametrize(
+    ("mount", "quota", "threads"),
+    [
+        ("cpu,cpuacct", "150000", 1),
+        ("cpu,cpuacct", "250000", 2),
+        ("cpu", "250000", 2),
+        ("cpu", "-1", 4),
+        ("cpu", "0", 4),
+        ("cpu", "rubbish", 4),
+        ("other", "100000", 4),
+    ],
+)
+def test_threads_respect_a_quota_of_version_1(
+    version_1: Path, monkeypatch: pytest.MonkeyPatch, mount: str, quota: str, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    scope = f"sys/fs/cgroup/{mount}/cpu.cfs"
+    tree(version_1, {f"{scope}_quota_us": f"{quota}\n", f"{scope}_period_us": "100000\n"})
+    assert sense.cpu_threads(version_1) == threads
+
+
+def test_a_cgroup_path_of_version_1_cannot_leave_its_tree(version_1: Path) -> None:
+    tree(version_1, {"proc/self/cgroup": "9:memory:/../../..\n", "memory.limit_in_bytes": "1\n"})
+    assert sense.memory_total_bytes(version_1) == 8245248 * 1024
 
 
 def test_a_cgroup_path_cannot_leave_its_tree(pi5: Path) -> None:

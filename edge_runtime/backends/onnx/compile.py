@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_runtime.backends.base import DamagedError, RefusedError, SessionOptions
-from edge_runtime.backends.onnx.compiled import CompiledSession
+from edge_runtime.backends.onnx.compiled import KEPT, CompiledSession
 from edge_runtime.backends.onnx.modules import ModuleInput
 from edge_runtime.backends.onnx.prepare import FORMS, PORTABLE, RECORD, SKELETON, TENSORS, file_sha256
 from edge_runtime.backends.onnx.session import WEIGHTS_FILE
@@ -26,6 +26,9 @@ __all__ = ["compile_bundle", "open_compiled", "read_modules", "read_record"]
 
 LEAST_GAIN = 1.01
 """A specialised session has to be quicker than the gated one by this factor to be worth its memory."""
+
+SPECIAL_BYTES = 64 << 20
+"""What the specialised sessions that nobody holds may take together, but for the active one, which always stays."""
 
 MAX_RECORD_BYTES = 1 << 20
 
@@ -41,7 +44,8 @@ if os.getppid() != request["parent"]:
 sys.path[:] = request["path"]
 from edge_runtime.backends.onnx.modules import ModuleInput
 from edge_runtime.backends.onnx.prepare import main
-main(request, print)
+from edge_runtime.sense import anonymous_bytes
+main(request, print, anonymous_bytes)
 """
 
 
@@ -111,9 +115,18 @@ def open_compiled(bundle: Bundle, options: SessionOptions, folder: Path, *, key:
     note = "; ".join(f"{form} refused: {str(reason)[:100]}" for form, reason in refused.items())
     made = {"form": record["form"], "specialises": specialises, "note": note, "modules": read_modules(record)}
     try:
-        return CompiledSession(folder, bundle.manifest, options, **made)
+        session = CompiledSession(folder, bundle.manifest, options, **made)
     except BundleError as error:  # the bundle is right: it was checked when the folder was made
         raise DamagedError(f"the prepared model is another one: {error.message}") from error
+    session.kept = sessions_that_fit(record.get("session_bytes"))
+    return session
+
+
+def sessions_that_fit(session_bytes: object) -> int:
+    """How many specialised sessions stay where one takes so many bytes; the most where that is not known."""
+    if not isinstance(session_bytes, int) or session_bytes <= 0:
+        return KEPT
+    return max(1, min(KEPT, SPECIAL_BYTES // session_bytes))
 
 
 def read_record(folder: Path, key: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from edge_runtime.gates import Gates
 __all__ = ["CompiledSession"]
 
 KEPT = 3
-"""Specialised sessions that stay beside those that are held: the active subnet's, and former ones."""
+"""Most specialised sessions that stay when none is held: the active subnet's, and former ones."""
 
 
 class CompiledSession:
@@ -71,6 +71,8 @@ class CompiledSession:
         self.outputs: tuple[TensorSpec, ...] = manifest.outputs
         self.folder = folder
         """Where the prepared files are."""
+        self.kept = KEPT
+        """Specialised sessions that stay when none is held, at least 1: as many as their memory allows."""
         self.specialises = specialises
         """Whether sessions of single subnets are made."""
         self._space = manifest.space
@@ -181,7 +183,7 @@ class CompiledSession:
         """Drop the oldest sessions that are neither active nor held."""
         with self._making, self._asking:
             spare = [gates for gates in self._special if gates != self._active and self._held[gates] <= 0]
-            for gates in spare[: max(0, len(self._special) - KEPT)]:
+            for gates in spare[: max(0, len(self._special) - self.kept)]:
                 del self._special[gates]
 
     def _specialise(self, gates: Gates, profile_prefix: Path | None = None) -> Any:

@@ -10,12 +10,13 @@ Runs in a process of its own (`compile_bundle` starts it), because optimising ta
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -190,6 +191,29 @@ def _specialised_gain(attempt: _Attempt) -> float:
     return statistics.median(ratios)
 
 
+def session_bytes(
+    request: dict[str, Any], modules: Sequence[ModuleInput], anonymous_bytes: Callable[[], object]
+) -> int | None:
+    """Memory of its own that a session of the full subnet takes after a run of one image, bytes; None where unknown.
+
+    What this process freed before is given back first, so that it is not taken again unseen. The larger of two: the
+    first also grows what all sessions share, the second may find a rest of that.
+    """
+    options = SessionOptions(request["threads"], tuple(request["providers"]))
+    manifest = Bundle.read(request["source"]).manifest
+    graph = PreparedGraph(Path(request["folder"]), manifest, options, modules)
+    graph.subnet(manifest.space.default)  # reads what all sessions are made of
+    with contextlib.suppress(OSError, AttributeError):  # of glibc alone
+        ctypes.CDLL(None).malloc_trim(0)
+    kept, sizes = [], [anonymous_bytes()]
+    for _ in range(2):
+        kept.append(graph.alone(manifest.space.default))
+        kept[-1].run(None, random_inputs(manifest.inputs, seed=0))
+        sizes.append(anonymous_bytes())
+    known = [size for size in sizes if isinstance(size, int)]
+    return max(known[1] - known[0], known[2] - known[1], 0) if len(known) == len(sizes) else None
+
+
 def _ratio(first: Callable[[], object], second: Callable[[], object]) -> float:
     """Median time of `first` over that of `second`, in turns."""
     times: tuple[list[int], list[int]] = ([], [])
@@ -222,12 +246,19 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def main(request: dict[str, Any], answer: Callable[[str], object]) -> None:
-    """The child process: prepare, write the record last, answer one line of JSON."""
+def main(request: dict[str, Any], answer: Callable[[str], object], anonymous_bytes: Callable[[], object]) -> None:
+    """The child process: prepare, write the record last, answer one line of JSON.
+
+    `anonymous_bytes` gives the memory that is this process's own, bytes, or something that is no integer.
+    """
     with contextlib.suppress(OSError):  # where memory runs out, the kernel shall take this process and not its parent
         Path("/proc/self/oom_score_adj").write_text("1000")
     try:
         record = prepare(request)
+        if record["gain"] > 0:
+            record["session_bytes"] = session_bytes(
+                request, list(map(ModuleInput.from_json, record["modules"])), anonymous_bytes
+            )
         (Path(request["folder"]) / RECORD).write_text(json.dumps(record | {"key": request["key"]}), encoding="utf-8")
         answer(json.dumps({"form": record["form"]}))
     except EdgeError as error:

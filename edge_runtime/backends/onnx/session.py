@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +21,11 @@ __all__ = ["WEIGHTS_FILE", "PortableSession", "create_native", "foreign_errors",
 
 WEIGHTS_FILE = "weights.bin"
 SEVERITY_ERROR = 3
+TENSOR_FOLDER_SINCE = (1, 21)
+"""The onnxruntime that can be told where the tensors of a model of bytes are."""
+
+ACTIVATION_FUSION_SINCE = (1, 23)
+"""The onnxruntime whose fusion of convolutions and activations does not abort on a Clip in a branch."""
 
 
 class PortableSession:
@@ -135,7 +141,7 @@ def create_prepared(
     profile_prefix: Path | None = None,
     optimised: bool = True,
 ) -> Any:
-    """A session of a graph of ours, its tensors mapped from beside it, or from `folder`.
+    """A session of a graph of ours, its tensors mapped from beside it, or of one that is bytes from `folder`.
 
     One that was `optimised` before is taken as it is; others are optimised here, which copies their weights.
     """
@@ -146,11 +152,10 @@ def create_prepared(
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile_prefix)
-    if folder is not None:
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+    if isinstance(model, bytes) and folder is not None:
+        model = _with_tensors_in(folder.absolute(), model, settings, runtime.__version__)
     with foreign_errors("the prepared graph cannot be opened"):
-        source = str(model) if isinstance(model, Path) else model
-        return runtime.InferenceSession(source, settings, providers=list(options.providers))
+        return _open(runtime, str(model) if isinstance(model, Path) else model, settings, options)
 
 
 def _create(runtime: Any, model_bytes: bytes, weights: bytes, settings: Any, options: SessionOptions) -> Any:
@@ -159,7 +164,27 @@ def _create(runtime: Any, model_bytes: bytes, weights: bytes, settings: Any, opt
             settings.add_external_initializers_from_files_in_memory([WEIGHTS_FILE], [weights], [len(weights)])
         elif weights:
             model_bytes = _with_embedded_weights(model_bytes, weights)
-        return runtime.InferenceSession(model_bytes, settings, providers=list(options.providers))
+        return _open(runtime, model_bytes, settings, options)
+
+
+def _open(runtime: Any, source: str | bytes, settings: Any, options: SessionOptions) -> Any:
+    without = _harmful_optimizers(runtime.__version__)
+    more = {"disabled_optimizers": without} if without else {}
+    return runtime.InferenceSession(source, settings, providers=list(options.providers), **more)
+
+
+def _harmful_optimizers(version: str) -> list[str]:
+    """What must not run on a gated graph: an abort of the process is no error that anybody could catch.
+
+    Before 1.23 the fusion of convolutions and activations reads behind the end of a node's inputs where a Clip stands
+    in a branch. The blocked layout folds a Relu on its own, and our crossing pass folds the Clips.
+    """
+    return [] if _release(version) >= ACTIVATION_FUSION_SINCE else ["ConvActivationFusion"]
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version, whatever follows."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
 
 
 def _native_options(runtime: Any, options: SessionOptions) -> Any:
@@ -180,6 +205,24 @@ def _native_options(runtime: Any, options: SessionOptions) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
     settings.add_session_config_entry("session.inter_op.allow_spinning", spin)
     return settings
+
+
+def _with_tensors_in(folder: Path, model_bytes: bytes, settings: Any, version: str) -> bytes:
+    """The same model, whose external tensors onnxruntime then finds in `folder`, wherever the process is.
+
+    Before 1.21 no setting says so, but an absolute path may stand in the model; later versions refuse that.
+    """
+    if _release(version) >= TENSOR_FOLDER_SINCE:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        return model_bytes
+    import onnx
+
+    model = onnx.load_from_string(model_bytes)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(folder / entry.value)
+    return bytes(model.SerializeToString())
 
 
 def _with_embedded_weights(model_bytes: bytes, weights: bytes) -> bytes:

@@ -3,7 +3,7 @@
 onnxruntime converts at every boundary, because a branch declares what it gives as NCHW: a ReorderOutput at the end of
 one branch and a ReorderInput at the start of the next; and a residual Add or an activation after an `If` can no longer
 be part of a convolution. Here each value is known in one or both layouts, and converted only where an operator needs
-the other one, whatever the graph looks like; a value whose layout cannot be changed is refused. An Add or Relu of
+the other one, whatever the graph looks like; a value whose layout cannot be changed is refused. An Add, Relu or Clip of
 blocked values is folded into the convolution that makes one of them, as onnxruntime itself does inside one graph.
 """
 
@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+from edge_runtime.backends.onnx.passes.activations import Activations
 from edge_runtime.backends.onnx.passes.names import branches_of, integer_of
+from edge_runtime.backends.onnx.passes.scope import Scope, Value
 from edge_runtime.errors import BackendError
 
 __all__ = ["NCHWC_DOMAIN", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
@@ -45,57 +47,7 @@ class CrossingReport:
     """Conversions that were put where an operator needs the other layout."""
 
     folded: int = 0
-    """Adds and Relus that became part of a convolution."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """One activation and the name of each layout in which it was computed, at least one."""
-
-    plain: str | None = None
-    blocked: str | None = None
-    channels: int | None = None
-    """Logical channels; None where only blocked operators ever read it."""
-
-
-class _Scope:
-    """One graph while it is rewritten; sees what is known in the graphs around it."""
-
-    def __init__(self, parent: _Scope | None) -> None:
-        self.nodes: list[Any] = []
-        self._parent = parent
-        self._values: dict[str, _Value] = {}
-        self._converted: dict[tuple[str, bool], str] = {}
-
-    def define(self, name: str, value: _Value) -> None:
-        """What a name of the dump stands for from now on."""
-        self._values[name] = value
-
-    def find(self, name: str) -> _Value:
-        """What a name stands for; inputs and weights are as they are."""
-        if name in self._values:
-            return self._values[name]
-        return self._parent.find(name) if self._parent else _Value(plain=name)
-
-    def rename(self, old: str, new: str) -> None:
-        """Follow a blocked value to a new name, wherever it is known."""
-        for name, value in self._values.items():
-            if value.blocked == old:
-                self._values[name] = replace(value, blocked=new)
-        self._converted = {(new if at == old else at, to): made for (at, to), made in self._converted.items()}
-
-    def remember(self, source: str, blocked: bool, made: str) -> None:
-        """A conversion that was put into this graph."""
-        self._converted[source, blocked] = made
-
-    def converted(self, source: str, blocked: bool) -> str | None:
-        """An earlier conversion of the same value, here or further out."""
-        made = self._converted.get((source, blocked))
-        return made if made or self._parent is None else self._parent.converted(source, blocked)
-
-    def producer(self, name: str | None) -> Any:
-        """The node of this very graph that computes a name; None where it comes from elsewhere."""
-        return next((node for node in reversed(self.nodes) if name in node.output), None)
+    """Adds, Relus and Clips that became part of a convolution."""
 
 
 def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
@@ -112,7 +64,8 @@ def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
     if any(node.domain == NCHWC_DOMAIN for node in _all_nodes(model.graph)):
         uses = Counter(name for node in _all_nodes(model.graph) for name in node.input)
         uses.update(value.name for graph in _all_graphs(model.graph) for value in graph.output)
-        _Rewriter(report, dict(shapes), uses).main(model.graph)
+        tensors = (tensor for graph in _all_graphs(model.graph) for tensor in graph.initializer)
+        _Rewriter(report, dict(shapes), uses, Activations(tensors)).main(model.graph)
     for graph in _all_graphs(model.graph):
         del graph.value_info[:]
     return report
@@ -128,11 +81,14 @@ def value_shapes(model: Any) -> dict[str, Shape]:
 
 
 class _Rewriter:
-    def __init__(self, report: CrossingReport, shapes: dict[str, Shape], uses: Counter[str]) -> None:
+    def __init__(
+        self, report: CrossingReport, shapes: dict[str, Shape], uses: Counter[str], activations: Activations
+    ) -> None:
         from onnx import NodeProto
 
         self._node_type = NodeProto
         self._report, self._shapes, self._uses = report, shapes, uses
+        self._activations = activations
         self._blocked: set[str] = set()
         """Names that are blocked in the dump itself."""
         self._made = 0
@@ -150,13 +106,13 @@ class _Rewriter:
         graph.ClearField("node")
         graph.node.extend(scope.nodes)
 
-    def _rewritten(self, graph: Any, parent: _Scope | None) -> _Scope:
-        scope = _Scope(parent)
+    def _rewritten(self, graph: Any, parent: Scope | None) -> Scope:
+        scope = Scope(parent)
         for node in graph.node:
             self._node(node, scope)
         return scope
 
-    def _node(self, node: Any, scope: _Scope) -> None:
+    def _node(self, node: Any, scope: Scope) -> None:
         converts = node.domain == NCHWC_DOMAIN and not integer_of(node, "channels_last")
         if converts and node.op_type == "ReorderInput":
             self._reorder_input(node, scope)
@@ -177,7 +133,7 @@ class _Rewriter:
         else:
             self._emit(node, [self._as(scope, name, blocked=False) for name in node.input], scope)
 
-    def _reorder_input(self, node: Any, scope: _Scope) -> None:
+    def _reorder_input(self, node: Any, scope: Scope) -> None:
         value = scope.find(node.input[0])
         self._blocked.add(node.output[0])
         if value.blocked:
@@ -186,12 +142,12 @@ class _Rewriter:
         else:
             self._emit(node, [str(value.plain)], scope, blocked=True, channels=value.channels)
 
-    def _alias(self, node: Any, value: _Value, scope: _Scope) -> None:
+    def _alias(self, node: Any, value: Value, scope: Scope) -> None:
         """Drop a node; whoever reads its output reads what it read."""
         self._uses[node.output[0]] += self._uses[node.input[0]] - 1
         scope.define(node.output[0], value)
 
-    def _decision(self, node: Any, scope: _Scope) -> None:
+    def _decision(self, node: Any, scope: Scope) -> None:
         """Both branches, then the layout of what they give: blocked where one of them computes it so."""
         branches = list(branches_of(node))
         inner = [self._rewritten(branch, scope) for branch in branches]
@@ -208,14 +164,14 @@ class _Rewriter:
         self._shapes[node.output[0]] = shape
         self._emit(node, list(node.input), scope, blocked=blocked, channels=channels)
 
-    def _blocked_operator(self, node: Any, scope: _Scope) -> None:
+    def _blocked_operator(self, node: Any, scope: Scope) -> None:
         inputs = [self._as(scope, name, blocked=name in self._blocked) for name in node.input]
         converts = node.op_type == "ReorderOutput"
         self._emit(node, inputs, scope, blocked=not converts)
         if not converts:
             self._blocked.update(node.output)
 
-    def _added(self, node: Any, scope: _Scope) -> bool:
+    def _added(self, node: Any, scope: Scope) -> bool:
         """An Add of two blocked values of one shape: folded into the convolution that makes one, if it can be."""
         if node.op_type != "Add":
             return False
@@ -235,21 +191,21 @@ class _Rewriter:
         self._emit(node, names, scope, blocked=True, channels=channels)
         return True
 
-    def _placeless(self, node: Any, scope: _Scope) -> bool:
+    def _placeless(self, node: Any, scope: Scope) -> bool:
         """An operator on single elements reads whichever layout there is."""
-        value = scope.find(node.input[0]) if node.input else _Value()
+        value = scope.find(node.input[0]) if node.input else Value()
         if node.op_type not in _PLACELESS or not value.blocked:
             return False
-        producer = self._foldable(node.input[0], value, scope)
-        if producer is not None and node.op_type == "Relu":
-            producer.attribute.add(name="activation", type=3, s=b"Relu")
+        producer, activation = self._foldable(node.input[0], value, scope), self._activations.of(node)
+        if producer is not None and activation is not None:
+            activation.give_to(producer)
             self._take_over(producer, node.output[0], scope, value.channels)
         else:
-            inputs = [value.blocked, *node.input[1:]]
+            inputs = [value.blocked, *(self._as(scope, name, blocked=False) for name in node.input[1:])]
             self._emit(node, inputs, scope, blocked=True, channels=value.channels)
         return True
 
-    def _foldable(self, name: str, value: _Value, scope: _Scope) -> Any:
+    def _foldable(self, name: str, value: Value, scope: Scope) -> Any:
         """The blocked convolution of this graph that makes a value for one reader and has no activation yet."""
         producer = scope.producer(value.blocked)
         if producer is None or (producer.domain, producer.op_type) != (NCHWC_DOMAIN, "Conv"):
@@ -257,29 +213,29 @@ class _Rewriter:
         plain = not any(attribute.name == "activation" for attribute in producer.attribute)
         return producer if plain and self._uses[name] == 1 else None
 
-    def _take_over(self, producer: Any, name: str, scope: _Scope, channels: int | None) -> None:
+    def _take_over(self, producer: Any, name: str, scope: Scope, channels: int | None) -> None:
         """Let a convolution compute what its only reader did, where that reader stood."""
         self._report.folded += 1
         scope.nodes.remove(producer)
         producer.output[0] = name
         scope.nodes.append(producer)
-        scope.define(name, _Value(blocked=name, channels=channels))
+        scope.define(name, Value(blocked=name, channels=channels))
 
     def _emit(
-        self, node: Any, inputs: list[str], scope: _Scope, *, blocked: bool = False, channels: int | None = None
+        self, node: Any, inputs: list[str], scope: Scope, *, blocked: bool = False, channels: int | None = None
     ) -> None:
         """Keep a node, with other inputs; its outputs are of one layout."""
         node.input[:] = inputs
         scope.nodes.append(node)
         for name in node.output:
-            value = _Value(blocked=name, channels=channels) if blocked else _Value(plain=name, channels=channels)
+            value = Value(blocked=name, channels=channels) if blocked else Value(plain=name, channels=channels)
             scope.define(name, value)
 
-    def _as(self, scope: _Scope, name: str, *, blocked: bool) -> str:
+    def _as(self, scope: Scope, name: str, *, blocked: bool) -> str:
         """The name of a value in one layout; converts it where it does not exist in that layout yet."""
         return self._convert(scope, scope.find(name), blocked=blocked) if name else ""
 
-    def _convert(self, scope: _Scope, value: _Value, *, blocked: bool) -> str:
+    def _convert(self, scope: Scope, value: Value, *, blocked: bool) -> str:
         there, source = (value.blocked, value.plain) if blocked else (value.plain, value.blocked)
         if there:
             return there
@@ -298,7 +254,7 @@ class _Rewriter:
         scope.remember(source, blocked, made)
         return made
 
-    def _deliver(self, scope: _Scope, value: _Value, name: str | None, *, blocked: bool) -> str:
+    def _deliver(self, scope: Scope, value: Value, name: str | None, *, blocked: bool) -> str:
         """A name of this very graph for a value in one layout, to be an output; it is `name` where one is given."""
         found = self._convert(scope, value, blocked=blocked)
         if found == name or (name is None and scope.producer(found) is not None):

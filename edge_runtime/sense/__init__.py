@@ -10,16 +10,18 @@ import hashlib
 import math
 import os
 import platform
-import resource
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+
+from edge_runtime.sense.files import Known, Unknown, read_int, read_table, read_text
+from edge_runtime.sense.limits import cpu_quotas, memory_left, memory_limits
 
 __all__ = [
     "Known",
     "Memory",
     "Unknown",
+    "anonymous_bytes",
     "board",
     "cpu_features_key",
     "cpu_model",
@@ -36,27 +38,10 @@ __all__ = [
 ]
 
 ROOT = Path("/")
-MAX_READ_BYTES = 1 << 20
 COLDEST_C, HOTTEST_C = -40.0, 150.0
 """A powered-off zone of a Jetson reads -256 degrees; nothing that runs us is outside this range."""
 
 CPU_ZONES = ("cpu-thermal", "cpu_thermal", "x86_pkg_temp", "soc-thermal", "soc_thermal", "tj-thermal", "acpitz")
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A signal that this machine does not give."""
-
-    reason: str
-    """Why, for people. Example: ``/sys/class/thermal has no zones``."""
-
-    def __str__(self) -> str:
-        return f"unknown: {self.reason}"
-
-
-Known: TypeAlias = T | Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +61,12 @@ def cpu_threads(root: Path = ROOT) -> int:
         allowed = len(os.sched_getaffinity(0))
     except (AttributeError, OSError):
         allowed = os.cpu_count() or 1
-    quotas = [quota for folder in _cgroups(root) if (quota := _cpu_quota(folder)) is not None]
-    return max(1, math.floor(min([float(allowed), *quotas])))
+    return max(1, math.floor(min([float(allowed), *cpu_quotas(root)])))
 
 
 def process_memory(root: Path = ROOT) -> Memory:
     """Resident memory of this process, now and at its peak."""
-    status = _table(root / "proc/self/status")
+    status = read_table(root / "proc/self/status")
     if isinstance(status, Unknown):
         return Memory(_rss_by_psutil(), status)
     return Memory(_kib(status, "VmRSS"), _kib(status, "VmHWM"))
@@ -93,29 +77,27 @@ def process_share_bytes(root: Path = ROOT) -> Known[int]:
 
     Unlike the resident size it counts a file that is mapped twice, as by two sessions of one model, only once.
     """
-    table = _table(root / "proc/self/smaps_rollup")
+    table = read_table(root / "proc/self/smaps_rollup")
     return table if isinstance(table, Unknown) else _kib(table, "Pss")
+
+
+def anonymous_bytes(root: Path = ROOT) -> Known[int]:
+    """Memory of this process that nothing else shares and no file backs, resident now, bytes."""
+    status = read_table(root / "proc/self/status")
+    return status if isinstance(status, Unknown) else _kib(status, "RssAnon")
 
 
 def memory_total_bytes(root: Path = ROOT) -> Known[int]:
     """Memory that this process may use at most, bytes: the machine's, or its cgroup's limit where that is less."""
     total = _meminfo(root, "MemTotal")
-    limits = [value for folder in _cgroups(root) if (value := _int_file(folder / "memory.max")) is not None]
+    limits = memory_limits(root)
     return min([total, *limits]) if isinstance(total, int) else total
 
 
 def memory_available_bytes(root: Path = ROOT) -> Known[int]:
     """Memory that a new process may take now, bytes: by the machine, by the cgroups, by the limit of address space."""
     free = _meminfo(root, "MemAvailable")
-    limits = []
-    for folder in _cgroups(root):
-        limit = [most for name in ("memory.max", "memory.high") if (most := _int_file(folder / name)) is not None]
-        used = (_int_file(folder / "memory.current") or 0) - _reclaimable(folder)
-        limits += [max(0, most - used) for most in limit]
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
-    return min([free, *limits]) if isinstance(free, int) else free
+    return min([free, *memory_left(root)]) if isinstance(free, int) else free
 
 
 def temperature_c(root: Path = ROOT) -> Known[float]:
@@ -127,7 +109,7 @@ def temperature_c(root: Path = ROOT) -> Known[float]:
     except OSError as error:
         return Unknown(f"{folder}: {error.strerror}")
     for zone in zones:
-        kind, milli = _read(zone / "type"), _int_file(zone / "temp")
+        kind, milli = read_text(zone / "type"), read_int(zone / "temp")
         if isinstance(kind, str) and milli is not None and COLDEST_C <= milli / 1000 <= HOTTEST_C:
             found.setdefault(kind.strip(), milli / 1000)
     for kind in CPU_ZONES:
@@ -138,7 +120,7 @@ def temperature_c(root: Path = ROOT) -> Known[float]:
 
 def cpu_pressure(root: Path = ROOT) -> Known[float]:
     """Share of the last 10 s in which some task waited for a CPU, 0 to 1 (pressure stall information)."""
-    text = _read(root / "proc/pressure/cpu")
+    text = read_text(root / "proc/pressure/cpu")
     if isinstance(text, Unknown):
         return text
     for line in text.splitlines():
@@ -160,7 +142,7 @@ def strain(root: Path = ROOT) -> str:
 def board(root: Path = ROOT) -> Known[str]:
     """Name of the board or machine. Example: ``Raspberry Pi 5 Model B Rev 1.0``."""
     for path in ("proc/device-tree/model", "sys/class/dmi/id/product_name"):
-        text = _read(root / path)
+        text = read_text(root / path)
         if isinstance(text, str) and (name := text.strip("\0 \n")):
             return name
     return Unknown("neither a device tree nor a DMI product name")
@@ -168,7 +150,7 @@ def board(root: Path = ROOT) -> Known[str]:
 
 def cpu_model(root: Path = ROOT) -> Known[str]:
     """Name of the processor; many ARM kernels give none."""
-    table = _table(root / "proc/cpuinfo")
+    table = read_table(root / "proc/cpuinfo")
     if isinstance(table, Unknown):
         return table
     for key in ("model name", "Model", "Hardware"):
@@ -179,7 +161,7 @@ def cpu_model(root: Path = ROOT) -> Known[str]:
 
 def cpu_features_key(root: Path = ROOT) -> str:
     """16 hex digits that change when the processor or its instruction sets do; part of the key of device caches."""
-    table = _table(root / "proc/cpuinfo")
+    table = read_table(root / "proc/cpuinfo")
     parts = [platform.machine()]
     if not isinstance(table, Unknown):
         parts += [table.get(key, "") for key in ("model name", "CPU implementer", "CPU part")]
@@ -189,7 +171,7 @@ def cpu_features_key(root: Path = ROOT) -> str:
 
 def governor(root: Path = ROOT) -> Known[str]:
     """Frequency governor of the first CPU. Example: ``ondemand``."""
-    text = _read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    text = read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return text.strip() if isinstance(text, str) else text
 
 
@@ -224,35 +206,6 @@ def _load() -> Known[float]:
         return Unknown("the system gives no load average")
 
 
-def _read(path: Path) -> Known[str]:
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(MAX_READ_BYTES).decode("utf-8", "replace")
-    except OSError as error:
-        return Unknown(f"{path}: {error.strerror or error}")
-
-
-def _int_file(path: Path) -> int | None:
-    text = _read(path)
-    try:
-        return int(text) if isinstance(text, str) else None
-    except ValueError:
-        return None
-
-
-def _table(path: Path) -> Known[dict[str, str]]:
-    """The first value of each key of a ``key: value`` file."""
-    text = _read(path)
-    if isinstance(text, Unknown):
-        return text
-    table: dict[str, str] = {}
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        if colon:
-            table.setdefault(key.strip(), value.strip())
-    return table
-
-
 def _kib(table: Mapping[str, str], key: str) -> Known[int]:
     number, _, unit = table.get(key, "").partition(" ")
     if unit != "kB" or not number.isdigit():
@@ -261,7 +214,7 @@ def _kib(table: Mapping[str, str], key: str) -> Known[int]:
 
 
 def _meminfo(root: Path, key: str) -> Known[int]:
-    table = _table(root / "proc/meminfo")
+    table = read_table(root / "proc/meminfo")
     return table if isinstance(table, Unknown) else _kib(table, key)
 
 
@@ -272,35 +225,3 @@ def _rss_by_psutil() -> Known[int]:
         return int(psutil.Process().memory_info().rss)
     except psutil.Error as error:
         return Unknown(f"psutil: {error}")
-
-
-def _cgroups(root: Path) -> list[Path]:
-    """Folders of this process's cgroup (version 2) and its ancestors; a container sees its own as the root."""
-    text = _read(root / "proc/self/cgroup")
-    top = root / "sys/fs/cgroup"
-    if isinstance(text, Unknown):
-        return []
-    for line in text.splitlines():
-        if line.startswith("0::/"):
-            inner = Path(line[len("0::/") :])
-            if ".." in inner.parts:
-                return [top]
-            return [top / inner, *(top / parent for parent in inner.parents if parent != inner)]
-    return []
-
-
-def _reclaimable(folder: Path) -> int:
-    """Bytes of a cgroup's memory that the kernel gives up at once: files that were read long ago."""
-    text = _read(folder / "memory.stat")
-    counts = dict(line.split(None, 1) for line in text.splitlines() if " " in line) if isinstance(text, str) else {}
-    found = (counts.get(name, "") for name in ("inactive_file", "slab_reclaimable"))
-    return sum(int(count) for count in found if count.isdigit())
-
-
-def _cpu_quota(folder: Path) -> float | None:
-    """CPUs that the cgroup may use, e.g. 1.5; None where it sets no limit."""
-    text = _read(folder / "cpu.max")
-    parts = text.split() if isinstance(text, str) else []
-    if len(parts) != 2 or not all(part.isdigit() for part in parts) or int(parts[1]) == 0:
-        return None
-    return int(parts[0]) / int(parts[1])
