@@ -113,7 +113,7 @@ def test_where_memory_cannot_be_told_the_number_alone_counts(bundle: Bundle, pre
     from edge_runtime.backends.onnx import prepare
 
     request = {"source": bundle.source, "folder": str(prepared), "threads": 1, "providers": list(OPTIONS.providers)}
-    assert prepare.session_bytes(request, lambda: sense.Unknown("no /proc")) is None
+    assert prepare.session_bytes(request, (), lambda: sense.Unknown("no /proc")) is None
     sizes = iter([100, 500, 700])
     assert prepare.session_bytes(request, lambda: next(sizes)) == 400
 
