@@ -67,8 +67,8 @@ class Look:
         return folder
 
     def load(self) -> EdgeModel:
-        """Open the bundled model; the state directory is this look's own."""
-        return EdgeModel.load(demo_bundle(), budget=Budget(), threads=1, state_dir=self.folder / "state")
+        """Open the bundled model, with as many threads as the profile says; the state directory is this look's own."""
+        return EdgeModel.load(demo_bundle(), budget=Budget(), state_dir=self.folder / "state")
 
     def subnets(self) -> list[Gates]:
         """The full one, the narrowest, every alternative at least once, and some at random; the same everywhere."""
@@ -122,7 +122,7 @@ def _load(look: Look) -> dict[str, Any]:
     _expect((look.prepared / RECORD).stat() == before, "the graph was prepared again")
     stats = look.model.stats()
     _expect(stats.backend != "onnxruntime-portable", f"the portable form serves: {stats.form}")
-    return {"backend": stats.backend, "profile": stats.profile}
+    return {"backend": stats.backend, "profile": stats.profile, "threads": stats.threads}
 
 
 def _inputs(look: Look) -> dict[str, Any]:
