@@ -13,7 +13,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from edge_runtime.backends import SessionOptions
-from edge_runtime.backends.onnx.passes import inline_gates, keep_blocked, make_names_unique, value_shapes
+from edge_runtime.backends.onnx.passes import (
+    decide_at_once,
+    inline_gates,
+    keep_blocked,
+    make_names_unique,
+    value_shapes,
+)
 from edge_runtime.backends.onnx.passes.activations import Activation, Activations
 from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN
 from edge_runtime.backends.onnx.passes.names import branches_of
@@ -380,3 +386,77 @@ def test_bounds_that_are_no_single_float_inside_the_model_are_not_read() -> None
     found = known.of(node("Clip", ["h", "one"], "y"))
     assert found is not None
     assert found.parameters[0] == 0.5
+
+
+# ---- decisions where they cost least
+
+
+def test_all_decisions_are_made_at_once_and_answer_the_same(dump: Dump) -> None:
+    model, _ = dump.crossed()
+    count = operators(model)[".If"] + operators(model)["ai.onnx.If"]
+    assert decide_at_once(model, "gates") == count
+    left = Counter(node.op_type for node in nodes_of(model.graph))
+    assert (left["Less"], left["Gather"], left["Split"], left["Equal"], left["Squeeze"]) == (1, 1, 1, 0, 0)
+    session = dump.session(model)
+    for gates in SPACE.enumerate():
+        feeds = {"image": image(2), "gates": np.array(gates.vector(), np.int64)}
+        np.testing.assert_allclose(
+            session.run(None, feeds)[0], tiny_reference(gates, image(2)), rtol=1e-3, atol=1e-4, err_msg=str(gates)
+        )
+        alone = dump.session(inline_gates(model, "gates", gates.vector()))
+        np.testing.assert_array_equal(alone.run(None, {"image": image(2)})[0], session.run(None, feeds)[0])
+
+
+def decision(conditions: list[Any], extra: list[Any] = ()) -> Any:
+    """A graph with one If, whose condition is the last of some nodes."""
+
+    def branch(name: str, value: float) -> Any:
+        constant = helper.make_tensor(f"{name}_value", TensorProto.FLOAT, [1], [value])
+        out = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1])]
+        return helper.make_graph([helper.make_node("Identity", [f"{name}_value"], [name])], name, [], out, [constant])
+
+    node = helper.make_node(
+        "If", [conditions[-1].output[0]], ["y"], "group_0", then_branch=branch("yes", 1), else_branch=branch("no", 0)
+    )
+    graph = helper.make_graph(
+        [*conditions, node],
+        "g",
+        [helper.make_tensor_value_info("gates", TensorProto.INT64, [3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+        [helper.make_tensor(name, TensorProto.INT64, [], [value]) for name, value in (("zero", 0), ("two", 2))]
+        + list(extra),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    return model
+
+
+GATE = helper.make_node("Gather", ["gates", "two"], ["gate"], axis=0)
+
+
+@pytest.mark.parametrize(("operator", "bound"), [("Less", "two"), ("Equal", "zero"), ("Less", "zero")])
+def test_a_decision_means_the_same_afterwards(operator: str, bound: str) -> None:
+    model = decision([GATE, helper.make_node(operator, ["gate", bound], ["condition"])])
+    before = [run_gates(model, value) for value in range(5)]
+    assert decide_at_once(model, "gates") == 1
+    assert [run_gates(model, value) for value in range(5)] == before
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        [GATE, helper.make_node("Equal", ["gate", "two"], ["condition"])],
+        [GATE, helper.make_node("Less", ["two", "gate"], ["condition"])],
+        [GATE, helper.make_node("Less", ["gate", "two"], ["less"]), helper.make_node("Not", ["less"], ["condition"])],
+    ],
+)
+def test_a_decision_of_another_kind_stays_as_it_is(conditions: list[Any]) -> None:
+    model = decision(conditions)
+    before = model.SerializeToString()
+    assert decide_at_once(model, "gates") == 0
+    assert model.SerializeToString() == before
+
+
+def run_gates(model: Any, value: int) -> float:
+    session = create_prepared(model.SerializeToString(), OPTIONS)
+    return float(session.run(None, {"gates": np.array([7, 7, value], np.int64)})[0][0])

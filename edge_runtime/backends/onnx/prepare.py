@@ -27,7 +27,13 @@ import numpy as np
 from edge_runtime.backends.base import Array, SessionOptions, random_inputs, relative_difference
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.modules import ModuleInput, write_modules
-from edge_runtime.backends.onnx.passes import keep_blocked, lift_switched, make_names_unique, value_shapes
+from edge_runtime.backends.onnx.passes import (
+    decide_at_once,
+    keep_blocked,
+    lift_switched,
+    make_names_unique,
+    value_shapes,
+)
 from edge_runtime.backends.onnx.prepared import PORTABLE, SKELETON, TENSORS, PreparedGraph
 from edge_runtime.backends.onnx.session import WEIGHTS_FILE, create_dump, create_native, foreign_errors
 from edge_runtime.bundle import Bundle
@@ -157,6 +163,7 @@ def _dump(form: str, attempt: _Attempt) -> Any:
         make_names_unique(model)
         if form == "crossing":
             keep_blocked(model, value_shapes(onnx.load_from_string(bundle.model_bytes)))
+        decide_at_once(model, bundle.manifest.gate_input)
         skeleton.write_bytes(model.SerializeToString())
     return reference
 
