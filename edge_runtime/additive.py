@@ -56,9 +56,14 @@ class AdditiveCost:
         rows = (tuple(-d if is_bits else d for d in row) for row, is_bits in zip(prior, bits, strict=False))
         return cls(space, base, tuple(rows))
 
+    def scaled(self, factor: float) -> AdditiveCost:
+        """The same figure times a finite factor."""
+        rows = tuple(tuple(entry * factor for entry in row) for row in self.entries)
+        return AdditiveCost(self.space, self.base * factor, rows)
+
     def negative(self) -> AdditiveCost:
         """The same figure with the other sign: where nothing else is known, what is slow is assumed to be good."""
-        return AdditiveCost(self.space, -self.base, tuple(tuple(-entry for entry in row) for row in self.entries))
+        return self.scaled(-1.0)
 
     def __call__(self, gates: Gates) -> float:
         """The figure of one subnet of `space`."""

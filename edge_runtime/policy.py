@@ -141,7 +141,8 @@ class AdaptationPolicy:
         load = max(1.0, sorted(history.ratios)[-self.down_after_frames])
         fitting = frontier.best(budget_ms / self._factor(load))
         if load * active.latency_ms > budget_ms:
-            floor = min(self.floor * frontier.highest.quality, active.quality)
+            asked = frontier.best(budget_ms) or frontier.fastest  # what the budget allows on a calm machine
+            floor = min(self.floor * frontier.highest.quality, active.quality, asked.quality)
             target = fitting or frontier.best(budget_ms / load) or frontier.fastest
             target = target if target.quality >= floor else frontier.at_least(floor)
             wait, history = self._why_not_down(reading, active, target, history)

@@ -16,9 +16,14 @@ from edge_runtime.state import StateDir
 __all__ = ["Memory", "memory_name"]
 
 
+TABLE_FORMAT = 2
+"""Of how tables are made; what an older one says is not taken up."""
+
+
 def memory_name(digest: str, *parts: str) -> str:
     """File name for one bundle on one machine: another runtime, processor or thread count has another file."""
-    return f"adapt-{digest[:16]}-{hashlib.sha256(chr(0).join((digest, *parts)).encode()).hexdigest()[:16]}.json"
+    key = chr(0).join((str(TABLE_FORMAT), digest, *parts))
+    return f"adapt-{digest[:16]}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,7 @@ class Session(Protocol):
             InputError: A tensor is missing, unknown, or of the wrong dtype or shape.
             GateError: The gates belong to another space.
             BackendError: The library failed, or the session is closed.
+            ResourceError: There is not enough memory.
         """
 
     def prefer(self, gates: Gates) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edge_runtime.backends import Session, SessionOptions
     from edge_runtime.bundle import Bundle
     from edge_runtime.gates import Gates, GateSpace
+    from edge_runtime.sense import Known
     from edge_runtime.state import StateDir
 
 __all__ = ["add_arguments", "run"]
@@ -57,6 +58,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     budget = Budget(latency_ms=arguments.budget_ms)
     from edge_runtime.backends import SessionOptions
     from edge_runtime.bundle import Bundle
+    from edge_runtime.sense import process_share_bytes
     from edge_runtime.state import StateDir, machine_lock
 
     bundle = Bundle.read(arguments.bundle or demo_bundle())
@@ -68,12 +70,14 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.line(console.paint(f"{bundle.manifest.name} on {device_line(device, options.threads)}", "bold"))
         console.progress("preparing the model for this machine, where that was not done before")
         session, load = _open(bundle, options, state)
+        bundle = bundle.without_contents() if session.maps_weights else bundle
+        process_bytes = process_share_bytes()
         try:
-            memory = _memory(bundle, session, options, state, arguments.seed)
             if not subnets:
                 console.progress("learning what each gate costs here")
                 subnets = _promising(bundle, session, options, state, arguments.seed)
             measured = _measure(arguments, session, list(subnets.values()), console)
+            memory = _memory(bundle, session, options, state, process_bytes, arguments.seed)
             rows = [Row(name, one, memory(one.gates)) for name, one in zip(subnets, measured, strict=True)]
         finally:
             session.close()
@@ -110,13 +114,13 @@ def _open(bundle: Bundle, options: SessionOptions, state: StateDir) -> tuple[Ses
 
 
 def _memory(
-    bundle: Bundle, session: Session, options: SessionOptions, state: StateDir, seed: int
+    bundle: Bundle, session: Session, options: SessionOptions, state: StateDir, process_bytes: Known[int], seed: int
 ) -> Callable[[Gates], int | None]:
     """Predicted memory of a process that serves a subnet; None of all where this machine does not tell."""
     from edge_runtime.measure import estimate_memory
 
     with state.scratch() as scratch:
-        found = estimate_memory(bundle, session, options, seed=seed, scratch=scratch)
+        found = estimate_memory(bundle, session, options, process_bytes=process_bytes, seed=seed, scratch=scratch)
     return lambda gates: None if found is None else found[0] + found[1].subnet_bytes(gates)
 
 

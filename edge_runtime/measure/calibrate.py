@@ -20,7 +20,7 @@ from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.backends import profile_kernels
 from edge_runtime.backends.base import KernelProfile, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import BackendError, StateError
+from edge_runtime.errors import BackendError, ResourceError, StateError
 from edge_runtime.gates import Gates
 from edge_runtime.measure.kernels import KernelTable
 from edge_runtime.measure.latency import LatencyModel, Method
@@ -121,7 +121,7 @@ def profiled(
 ) -> KernelProfile | None:
     """Kernels of vectors that cover every alternative, in the form of `session`; at batch 1.
 
-    None where groups are no choices, there is no directory, or this onnxruntime or this disk gives no profile.
+    None where groups are no choices, there is no directory, or the library, the disk or the memory gives no profile.
     """
     space = bundle.manifest.space
     if scratch is None or not all(group.kind == "choice" for group in space.groups):
@@ -138,7 +138,7 @@ def profiled(
             scratch=scratch,
             session=session,
         )
-    except (BackendError, StateError):
+    except (BackendError, StateError, ResourceError):
         return None
 
 
@@ -166,6 +166,4 @@ def _scaled(raw: _Raw, parts: _Parts) -> LatencyModel:
     scale = statistics.median(p50 / found(gates) for p50, gates in zip(medians, subnets, strict=True))
     error = statistics.median(abs(scale * found(gates) / p50 - 1) for p50, gates in zip(medians, subnets, strict=True))
     tail = statistics.median(pooled_tail(part) for part in parts)
-    rows = tuple(tuple(entry * scale for entry in row) for row in found.entries)
-    cost = AdditiveCost(found.space, found.base * scale, rows)
-    return LatencyModel(cost, min(MAX_P95_RATIO, tail), raw.method, error)
+    return LatencyModel(found.scaled(scale), min(MAX_P95_RATIO, tail), raw.method, error)

@@ -17,6 +17,9 @@ __all__ = ["Drift", "LatencyModel", "Method"]
 DRIFT_FRAMES = 32
 """Frames over which the drift follows the machine."""
 
+SETTLE_S = 0.5
+"""After a swap frames do not count for so long: the subnet may not have a session of its own yet."""
+
 DRIFT_STEP = math.log(1.5)
 """What one frame may say at most: a single one that was interrupted for long must not count for many."""
 
@@ -51,8 +54,7 @@ class LatencyModel:
     @property
     def p95_cost(self) -> AdditiveCost:
         """The 95th percentile in milliseconds as an additive cost, for planning within a budget."""
-        rows = tuple(tuple(entry * self.p95_ratio for entry in row) for row in self.cost.entries)
-        return AdditiveCost(self.cost.space, self.cost.base * self.p95_ratio, rows)
+        return self.cost.scaled(self.p95_ratio)
 
     def predict_ms(self, gates: Gates) -> float:
         """Predicted median latency of one frame, milliseconds."""
@@ -64,8 +66,7 @@ class LatencyModel:
 
     def drifted(self, factor: float) -> LatencyModel:
         """The same on a machine that has become slower by a factor above 0."""
-        rows = tuple(tuple(entry * factor for entry in row) for row in self.cost.entries)
-        return replace(self, cost=AdditiveCost(self.cost.space, self.cost.base * factor, rows))
+        return replace(self, cost=self.cost.scaled(factor))
 
     def to_json(self) -> dict[str, Any]:
         """The model as JSON types, without the gate space."""
@@ -88,28 +89,42 @@ class LatencyModel:
         return cls(cost, values["p95_ratio"], values["method"], values["error"])
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What is served, and since when."""
+
+    table: LatencyModel
+    gates: Gates
+    predicted_ms: float
+    since_s: float
+
+
 class Drift:
     """How much slower a machine is now than when its table was made, from the latencies of served frames. Thread-safe.
 
-    A moving mean of the logarithms of measured over predicted. Heat, another governor, or other work move it.
+    A moving mean of the logarithms of measured over predicted, each clipped. Heat, another governor, or other work move
+    it, frames that run beside each other too.
     """
 
     def __init__(self) -> None:
         self._log, self._frames = 0.0, 0
-        self._last: tuple[Gates, float] | None = None
+        self._last: _Served | None = None
         self._lock = threading.Lock()
 
     @property
     def factor(self) -> float | None:
-        """Measured over predicted median, above 0; None before there were `DRIFT_FRAMES` frames."""
+        """Measured over predicted, above 0; None before `DRIFT_FRAMES` frames counted."""
         return math.exp(self._log) if self._frames >= DRIFT_FRAMES else None
 
-    def add(self, table: LatencyModel, gates: Gates, latency_ms: float) -> None:
-        """Take one frame into account; a microsecond."""
+    def add(self, table: LatencyModel, gates: Gates, latency_ms: float, time_s: float) -> None:
+        """Take one frame of the active subnet into account; a microsecond. `time_s` is of any clock that only grows."""
         with self._lock:
-            if self._last is None or self._last[0] is not gates:
-                self._last = gates, max(table.predict_ms(gates), 1e-6)
+            last = self._last
+            if last is None or last.table is not table or last.gates is not gates:
+                last = self._last = _Served(table, gates, max(table.predict_ms(gates), 1e-6), time_s)
+            if time_s - last.since_s < SETTLE_S:
+                return
             self._frames += 1
-            away = math.log(max(latency_ms, 1e-6) / self._last[1]) - self._log
+            away = math.log(max(latency_ms, 1e-6) / last.predicted_ms) - self._log
             # The first frames count as much as those that are to come, so that the start is a plain mean.
             self._log += max(-DRIFT_STEP, min(DRIFT_STEP, away)) / min(self._frames, DRIFT_FRAMES)

@@ -72,16 +72,21 @@ def _rows(space: GateSpace, seen: Mapping[tuple[int, int], int]) -> tuple[tuple[
 
 
 def estimate_memory(
-    bundle: Bundle, session: Session, options: SessionOptions, *, seed: int, scratch: Path | None
+    bundle: Bundle,
+    session: Session,
+    options: SessionOptions,
+    *,
+    process_bytes: sense.Known[int],
+    seed: int,
+    scratch: Path | None,
 ) -> tuple[int, MemoryModel] | None:
     """The runtime's own bytes in this process, and what each subnet adds; None where it cannot be told.
 
-    To be called when `session` has run the full subnet and nothing else.
+    `process_bytes` is what `sense.process_share_bytes` gave when `session` had run the full subnet and nothing else.
     """
-    now = sense.process_share_bytes()
     profile = profiled(bundle, session, options, seed=seed, scratch=scratch, seconds=0.0)
-    if profile is None or isinstance(now, sense.Unknown):
+    if profile is None or isinstance(process_bytes, sense.Unknown):
         return None
     full = bundle.manifest.space.default
     model = MemoryModel.of(full.space, profile, maps_weights=session.maps_weights)
-    return max(0, now - round(model.weight_bytes(full)) - model.peak_live_bytes(full)), model
+    return max(0, process_bytes - round(model.weight_bytes(full)) - model.peak_live_bytes(full)), model

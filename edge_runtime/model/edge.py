@@ -268,8 +268,9 @@ class EdgeModel:
             self._control.forget(gates)
             self._active.swap(answer.gates, f"unusable output of {gates}: {answer.fault}", expected=gates)
         elif not answer.fault and len(next(iter(inputs.values()))) == 1:
-            self._control.observe(self._clock_ns() / 1e9, answer.run_ns / 1e6, gates)
-            self._searches.observe(gates, answer.run_ns / 1e6)
+            seen = self._clock_ns() / 1e9, answer.run_ns / 1e6, gates
+            self._control.observe(*seen)
+            self._searches.observe(*seen)
         return answer
 
     def adapt(

@@ -70,8 +70,8 @@ class Stats:
     """How much slower the machine is than when it was measured, a factor; None where that is not known."""
 
     drift: float | None
-    """Median latency of the last frames over what the latency table predicts, a factor; None before 32 frames, or
-    before there is a table."""
+    """Latency of about the last 32 frames of batch 1 over what the latency table predicts, a factor: how the machine's
+    speed has changed since the table was made. None before that many, or before there is a table."""
 
     swaps_total: int
     """Swaps since the model was loaded."""

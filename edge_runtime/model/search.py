@@ -191,10 +191,10 @@ class Searches:
                 self._keep()
             return self.memory.table
 
-    def observe(self, gates: Gates, latency_ms: float) -> None:
-        """A frame was served by a subnet in so much time."""
-        if self.memory is not None:
-            self.drift.add(self.memory.table, gates, latency_ms)
+    def observe(self, time_s: float, latency_ms: float, gates: Gates) -> None:
+        """A frame was served by a subnet in so much time; frames of others than the active one say nothing of it."""
+        if self.memory is not None and gates == self._active.gates:
+            self.drift.add(self.memory.table, gates, latency_ms, time_s)
 
     def _predictions(self) -> LatencyModel:
         """The table as the machine is now."""

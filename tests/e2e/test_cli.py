@@ -208,6 +208,7 @@ def test_benchmark_writes_every_sample_and_its_circumstances(edge: Any, bundle: 
         assert len(subnet["latencies_ns"]) == 70
         assert subnet["p90_ms"] is not None
         assert subnet["p99_ms"] is None
+        assert 10 << 20 < subnet["predicted_memory_bytes"] < 1 << 30
 
 
 def test_benchmark_exits_3_when_the_budget_is_not_met(edge: Any, bundle: Path) -> None:

@@ -106,7 +106,7 @@ def test_a_thousand_swaps_in_the_prepared_form_leave_nothing_behind(tmp_path: Pa
     with EdgeModel.load(tmp_path / "tiny.nnf", state_dir=tmp_path / "state", threads=1) as model:
         session = model._session
         assert isinstance(session, CompiledSession), model.stats().form
-        session._specialises = True  # on a network of a few microseconds it may not pay
+        session.specialises = True  # on a network of a few microseconds it may not pay
         tensor = preprocess(FRAMES[0], model.bundle.manifest.preprocessing)[None]
         expected = {gates: model.infer(tensor, gates)["logits"] for gates in subnets}
 

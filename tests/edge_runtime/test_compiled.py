@@ -122,7 +122,7 @@ def test_where_memory_cannot_be_told_the_number_alone_counts(bundle: Bundle, pre
     request = {"source": bundle.source, "folder": str(prepared), "threads": 1, "providers": list(OPTIONS.providers)}
     assert prepare.session_bytes(request, (), lambda: sense.Unknown("no /proc")) is None
     sizes = iter([100, 500, 700])
-    assert prepare.session_bytes(request, lambda: next(sizes)) == 400
+    assert prepare.session_bytes(request, (), lambda: next(sizes)) == 400
 
 
 def test_a_large_session_leaves_room_for_the_active_one_alone(bundle: Bundle, prepared: Path, tmp_path: Path) -> None:
@@ -594,7 +594,7 @@ def test_a_swap_prefers_the_new_subnet(bundle: Bundle, tmp_path: Path) -> None:
     with load(bundle, tmp_path) as model:
         session = model._session
         assert isinstance(session, CompiledSession)
-        session._specialises = True  # on a network of a few microseconds it may not pay
+        session.specialises = True  # on a network of a few microseconds it may not pay
         gates = model.space.parse("1-1-1")
         model.swap(gates)
         wait_for(session, gates)

@@ -392,6 +392,23 @@ def test_many_frames_that_the_library_refuses_cost_no_subnet_its_place() -> None
         assert (model.gates, model.frontier, model.stats().swaps_total) == (active, frontier, swaps)
 
 
+def test_the_drift_follows_the_machine_and_not_who_asks_for_other_subnets() -> None:
+    load = [1.0]
+    model = scripted(cost_ms=lambda gates: load[0] * COST(gates))
+    images = scripted_images(8)
+
+    def serve(frames: int) -> float | None:
+        for index in range(frames):
+            model(images[index % len(images)])
+            model.infer(np.zeros((1, *model.bundle.manifest.inputs[0].shape[1:]), np.float32), gates="2-2-2-2-2")
+        return model.stats().drift
+
+    assert serve(10) is None
+    assert serve(300) == pytest.approx(1.0, rel=0.02)
+    load[0] = 1.7
+    assert serve(300) == pytest.approx(1.7, rel=0.02)
+
+
 def test_the_loop_goes_down_when_the_machine_gets_busy_and_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[str] = []
     monkeypatch.setattr("edge_runtime.sense.strain", lambda: reads.append("once") or "CPU pressure 63 %")

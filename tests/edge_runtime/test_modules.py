@@ -173,7 +173,7 @@ def test_only_the_last_few_stay_gathered(prepared: Path, modules: list[ModuleInp
 
 
 def test_a_swap_gathers_before_the_next_frame(session: CompiledSession, bundle: Bundle) -> None:
-    session._specialises = False
+    session.specialises = False
     gates = drawn(bundle, 2)[1]
     session.prefer(gates)
     with mock.patch.object(np, "compress", side_effect=AssertionError("gathered in a run")):
@@ -181,7 +181,7 @@ def test_a_swap_gathers_before_the_next_frame(session: CompiledSession, bundle: 
 
 
 def test_too_little_memory_to_gather_fails_the_run_and_not_the_swap(session: CompiledSession, bundle: Bundle) -> None:
-    session._specialises = False
+    session.specialises = False
     gates = drawn(bundle, 2)[1]
     with mock.patch.object(np, "compress", side_effect=MemoryError):
         session.prefer(gates)

@@ -108,8 +108,8 @@ def test_load_never_pushes_below_the_floor_and_a_budget_may():
     ((_, _, down),) = app.switches
     assert down.gates == useless.scores[1].gates
     assert "nothing fits, the fastest of use is taken" in down.reason
-    stays = loop(frontier=useless, active=useless.fastest).run(3, steady(1)).run(3, steady(6))
-    assert all(decision.gates != useless.fastest.gates for _, _, decision in stays.switches)
+    asked = loop(budget_ms=3.5, frontier=useless).run(3, steady(1))
+    assert [decision.gates for _, _, decision in asked.switches] == [useless.fastest.gates]
     free = loop(frontier=useless, floor=0.0).run(3, steady(1)).run(3, steady(6))
     assert [decision.gates for _, _, decision in free.switches] == [useless.fastest.gates]
 

@@ -42,7 +42,6 @@ request = json.load(sys.stdin)
 if os.getppid() != request["parent"]:
     sys.exit(1)
 sys.path[:] = request["path"]
-from edge_runtime.backends.onnx.modules import ModuleInput
 from edge_runtime.backends.onnx.prepare import main
 from edge_runtime.sense import anonymous_bytes
 main(request, print, anonymous_bytes)

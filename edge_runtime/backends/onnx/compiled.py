@@ -140,12 +140,17 @@ class CompiledSession:
     @property
     def specialised(self) -> tuple[Gates, ...]:
         """The subnets that have a session of their own now."""
-        return tuple(self._special)
+        with self._making:
+            return tuple(self._special)
 
     def alone(self, gates: Gates, *, profile_prefix: Path) -> Any:
         """A new native session of one subnet that writes a profile; compared with nothing, and not kept here."""
         with self._making:
             return self._specialise(gates, profile_prefix)
+
+    def feeds(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
+        """What the gated session takes to run one subnet."""
+        return self._open_graph().feeds(inputs, gates)
 
     def decisions(self) -> dict[str, int]:
         """The group that each node of a subnet alone belongs to, by node name; other nodes belong to none."""

@@ -1,8 +1,9 @@
 """The gated graph, optimised once on this machine: what the child process makes and proves before it may be used.
 
 onnxruntime optimises the portable graph and dumps it; the dump's names are mended, activations stay blocked across `If`
-boundaries, and every alternative is compared with the portable graph on real runs. Where a form fails, the next simpler
-one is tried. Loaded without optimisation the result leaves the weights of inactive branches on the disk.
+boundaries, all decisions are made in one comparison, and every alternative is compared with the portable graph on real
+runs. Where a form fails, the next simpler one is tried. Loaded without optimisation the result leaves the weights of
+inactive branches on the disk.
 
 Runs in a process of its own (`compile_bundle` starts it), because optimising takes several times the weights in memory.
 """
@@ -41,12 +42,24 @@ from edge_runtime.errors import BackendError, EdgeError
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.search import covering_vectors, random_gates
 
-__all__ = ["FORMS", "PORTABLE", "RECORD", "SKELETON", "TENSORS", "file_sha256", "main", "outputs_agree", "prepare"]
+__all__ = [
+    "FORMS",
+    "PORTABLE",
+    "RECORD",
+    "SKELETON",
+    "TENSORS",
+    "file_sha256",
+    "main",
+    "outputs_agree",
+    "prepare",
+    "session_bytes",
+]
 
 RECORD = "record.json"
 
 FORMS = ("crossing", "dump", "extended")
-"""Quickest first: blocked across branches; as dumped at full optimisation; without blocked layouts."""
+"""Quickest first: blocked across branches, decisions made at once; as dumped at full optimisation; without blocked
+layouts."""
 
 TOLERANCE = 1e-4
 """Largest difference of outputs from the portable graph, relative to their largest magnitude."""
@@ -162,8 +175,8 @@ def _dump(form: str, attempt: _Attempt) -> Any:
         model = onnx.load(str(skeleton), load_external_data=False)
         make_names_unique(model)
         if form == "crossing":
+            decide_at_once(model, bundle.manifest.gate_input)
             keep_blocked(model, value_shapes(onnx.load_from_string(bundle.model_bytes)))
-        decide_at_once(model, bundle.manifest.gate_input)
         skeleton.write_bytes(model.SerializeToString())
     return reference
 
@@ -188,13 +201,13 @@ def _specialised_gain(attempt: _Attempt) -> float:
     ratios: list[float] = []
     for gates in (manifest.space.default, *(random_gates(manifest.space, rng) for _ in range(2))):
         try:
-            special = prepared.alone(gates)
-        except BackendError:
+            with foreign_errors(f"subnet {gates} cannot run alone"):
+                special, feeds = prepared.alone(gates), prepared.feeds(inputs, gates)
+                if not outputs_agree(prepared.gated.run(None, feeds), special.run(None, inputs)):
+                    return 0.0
+                ratios.append(_ratio(partial(prepared.gated.run, None, feeds), partial(special.run, None, inputs)))
+        except EdgeError:
             return 0.0
-        feeds = prepared.feeds(inputs, gates)
-        if not outputs_agree(prepared.gated.run(None, feeds), special.run(None, inputs)):
-            return 0.0
-        ratios.append(_ratio(partial(prepared.gated.run, None, feeds), partial(special.run, None, inputs)))
     return statistics.median(ratios)
 
 
@@ -253,6 +266,18 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _known_session_bytes(
+    request: dict[str, Any], record: dict[str, Any], anonymous_bytes: Callable[[], object]
+) -> int | None:
+    """What `session_bytes` finds; None where it fails, for the form is right without it."""
+    modules = [ModuleInput.from_json(entry) for entry in record["modules"]]
+    try:
+        with foreign_errors("a session cannot be measured"):
+            return session_bytes(request, modules, anonymous_bytes)
+    except EdgeError:
+        return None
+
+
 def main(request: dict[str, Any], answer: Callable[[str], object], anonymous_bytes: Callable[[], object]) -> None:
     """The child process: prepare, write the record last, answer one line of JSON.
 
@@ -263,9 +288,7 @@ def main(request: dict[str, Any], answer: Callable[[str], object], anonymous_byt
     try:
         record = prepare(request)
         if record["gain"] > 0:
-            record["session_bytes"] = session_bytes(
-                request, list(map(ModuleInput.from_json, record["modules"])), anonymous_bytes
-            )
+            record["session_bytes"] = _known_session_bytes(request, record, anonymous_bytes)
         (Path(request["folder"]) / RECORD).write_text(json.dumps(record | {"key": request["key"]}), encoding="utf-8")
         answer(json.dumps({"form": record["form"]}))
     except EdgeError as error:

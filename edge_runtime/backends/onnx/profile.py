@@ -77,7 +77,8 @@ def profile_kernels(
     try:
         with tempfile.TemporaryDirectory(prefix="profile-", dir=scratch) as made:
             prefix = Path(made) / "kernels"
-            if isinstance(session, CompiledSession) and session.specialises:
+            choices = all(group.kind == "choice" for group in bundle.manifest.space.groups)
+            if isinstance(session, CompiledSession) and session.specialises and choices:
                 subjects = _alone(session, inputs, vectors, prefix)
             else:
                 subjects = _gated(bundle, options, inputs, vectors, prefix, session)
@@ -109,12 +110,11 @@ def _gated(
 ) -> list[_Subject]:
     if isinstance(session, CompiledSession):
         native = create_prepared(session.folder / SKELETON, options, profile_prefix=prefix)
-    else:
-        check_graph(bundle)
-        native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=prefix)
+        return [_Subject(native, session.feeds(inputs, gates), None) for gates in vectors]
+    check_graph(bundle)
+    native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=prefix)
     name = bundle.manifest.gate_input
-    feeds = [{**inputs, name: np.array(gates.vector(), dtype=np.int64)} for gates in vectors]
-    return [_Subject(native, each, None) for each in feeds]
+    return [_Subject(native, {**inputs, name: np.array(gates.vector(), dtype=np.int64)}, None) for gates in vectors]
 
 
 def _run(subjects: Sequence[_Subject], rounds: int, seconds: float) -> list[list[list[_Event]]]:

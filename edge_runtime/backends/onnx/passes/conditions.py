@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.backends.onnx.passes.names import branches_of
+from edge_runtime.backends.onnx.passes.names import all_names, branches_of
 
 __all__ = ["decide_at_once"]
 
 _TESTS = frozenset({"Gather", "Squeeze", "Split", "Equal", "Less"})
-PREFIX = "decide"
 
 
 def decide_at_once(model: Any, gate_input: str) -> int:
@@ -37,21 +36,22 @@ def decide_at_once(model: Any, gate_input: str) -> int:
     found = [(node, test) for node in _ifs(model.graph) if (test := tests.of(node.input[0])) is not None]
     if not found:
         return 0
-    names = [f"{PREFIX}_{number}" for number in range(len(found))]
+    prefix = _free_prefix(model.graph)
+    names = [f"{prefix}_{number}" for number in range(len(found))]
     for (node, _), name in zip(found, names, strict=True):
         node.input[0] = name
     entries = np.array([test.entry for _, test in found], np.int64)
     bounds = np.array([test.bound for _, test in found], np.int64)
     first = [
-        helper.make_node("Gather", [gate_input, f"{PREFIX}_entries"], [f"{PREFIX}_gates"], f"{PREFIX}_gather", axis=0),
-        helper.make_node("Less", [f"{PREFIX}_gates", f"{PREFIX}_bounds"], [f"{PREFIX}_all"], f"{PREFIX}_less"),
-        helper.make_node("Split", [f"{PREFIX}_all"], names, f"{PREFIX}_split", axis=0),
+        helper.make_node("Gather", [gate_input, f"{prefix}_entries"], [f"{prefix}_gates"], f"{prefix}_gather", axis=0),
+        helper.make_node("Less", [f"{prefix}_gates", f"{prefix}_bounds"], [f"{prefix}_all"], f"{prefix}_less"),
+        helper.make_node("Split", [f"{prefix}_all"], names, f"{prefix}_split", axis=0),
     ]
     rest = list(model.graph.node)
     model.graph.ClearField("node")
     model.graph.node.extend([*first, *rest])
-    model.graph.initializer.append(numpy_helper.from_array(entries, f"{PREFIX}_entries"))
-    model.graph.initializer.append(numpy_helper.from_array(bounds, f"{PREFIX}_bounds"))
+    model.graph.initializer.append(numpy_helper.from_array(entries, f"{prefix}_entries"))
+    model.graph.initializer.append(numpy_helper.from_array(bounds, f"{prefix}_bounds"))
     while _drop_unused(model.graph):
         pass
     return len(found)
@@ -117,6 +117,15 @@ def _ifs(graph: Any) -> Iterator[Any]:
             yield node
         for branch in branches_of(node):
             yield from _ifs(branch)
+
+
+def _free_prefix(graph: Any) -> str:
+    """Something that no name in the graph begins with."""
+    prefix, names = "decide", {tensor.name for tensor in graph.initializer} | set(all_names(graph))
+    names |= {value.name for value in graph.input}
+    while any(name.startswith(prefix) for name in names):
+        prefix += "~"
+    return prefix
 
 
 def _drop_unused(graph: Any) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["branches_of", "decisions_of", "integer_of", "make_names_unique"]
+__all__ = ["all_names", "branches_of", "decisions_of", "integer_of", "make_names_unique"]
 
 _POINT = re.compile(r"(?:group|window)_(\d{1,4})")
 
@@ -52,7 +52,7 @@ def integer_of(node: Any, attribute_name: str) -> int:
 class _Names:
     def __init__(self, graph: Any) -> None:
         self._outermost = graph
-        self._seen: set[str] = set(_all_names(graph))
+        self._seen: set[str] = set(all_names(graph))
         self._outputs = {value.name for value in graph.output}
         self._values: set[str] = {value.name for value in graph.input} | self._outputs
         self._nodes: set[str] = set()
@@ -87,10 +87,11 @@ class _Names:
         return name
 
 
-def _all_names(graph: Any) -> Iterator[str]:
+def all_names(graph: Any) -> Iterator[str]:
+    """Names of the nodes of a graph and its branches and of what they give; some are there more than once."""
     for node in graph.node:
         yield node.name
         yield from node.output
         for branch in branches_of(node):
-            yield from _all_names(branch)
+            yield from all_names(branch)
     yield from (tensor.name for tensor in graph.initializer)
