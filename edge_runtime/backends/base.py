@@ -134,7 +134,7 @@ class Kernels:
     """What the leaf kernels of one decision take in one run at batch 1."""
 
     us: float = 0.0
-    """Microseconds inside the kernels in the quickest run, what the profiler itself takes there included."""
+    """Microseconds inside the kernels, each in its quickest run, what the profiler itself takes there included."""
 
     count: int = 0
     """How many there are; each costs the library a little more than what it spends inside."""

@@ -147,7 +147,7 @@ def _promising(
 
     space = bundle.manifest.space
     with state.scratch() as scratch:
-        model = calibrate(bundle, session, options, seed=seed, scratch=scratch, seconds=2.0)
+        model = calibrate(bundle, session, options, seed=seed, scratch=scratch)
     damage = AdditiveCost.damage(space, bundle.manifest.prior)
     quickest = fastest(model.cost)
     chosen: dict[str, Gates] = {"full": space.default}

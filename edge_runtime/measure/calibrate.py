@@ -31,7 +31,7 @@ from edge_runtime.search import covering_vectors, random_gates
 
 __all__ = ["calibrate", "check_subnets", "profiled"]
 
-PROFILE_ROUNDS = 6
+PROFILE_ROUNDS = 12
 PROFILE_SHARE = 0.4
 """Of the time for whole runs, what the profile may take; three rounds are made in any case."""
 CHECK_SUBNETS = 5
@@ -61,7 +61,7 @@ def calibrate(
     *,
     seed: int,
     scratch: Path | None = None,
-    seconds: float = 4.0,
+    seconds: float = 1.2,
     clock_ns: Clock | None = None,
 ) -> LatencyModel:
     """Learn what each decision costs in the session that will serve, at batch 1.

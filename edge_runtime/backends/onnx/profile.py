@@ -176,19 +176,16 @@ def _profile(
 
 
 def _row(subject: _Subject, runs: list[list[_Event]], groups: int) -> list[Kernels]:
-    """What each group took in its quickest run of one vector, and the base as the last entry."""
-    times = [[0] * (groups + 1) for _ in runs]
+    """What each group took in the runs of one vector, each kernel in its quickest; the base as the last entry."""
+    quickest: dict[str, int] = {}
+    for event in (event for events in runs for event in events):
+        quickest[event["name"]] = min(int(event["dur"]), quickest.get(event["name"], int(event["dur"])))
+    owner = _by_name(subject.owners) if subject.owners is not None else _by_interval(runs[0])
     found: list[list[_Event]] = [[] for _ in range(groups + 1)]
-    for number, events in enumerate(runs):
-        owner = _by_name(subject.owners) if subject.owners is not None else _by_interval(events)
-        for event in events:
-            if event["args"].get("op_name") == "If":
-                continue
-            group = owner(event)
-            times[number][group] += int(event["dur"])
-            if number == 0:
-                found[group].append(event)
-    return [_kernels(min(column), own) for column, own in zip(zip(*times, strict=True), found, strict=True)]
+    for event in runs[0]:
+        if event["args"].get("op_name") != "If":
+            found[owner(event)].append(event)
+    return [_kernels(sum(quickest[event["name"]] for event in own), own) for own in found]
 
 
 def _kernels(us: float, events: Sequence[_Event]) -> Kernels:
