@@ -442,6 +442,18 @@ def test_a_decision_means_the_same_afterwards(operator: str, bound: str) -> None
     assert [run_gates(model, value) for value in range(5)] == before
 
 
+def test_names_that_are_taken_are_not_taken_again() -> None:
+    model = decision(
+        [
+            helper.make_node("Gather", ["gates", "two"], ["decide_0"], axis=0),
+            helper.make_node("Less", ["decide_0", "two"], ["decide_all"]),
+        ]
+    )
+    before = [run_gates(model, value) for value in range(5)]
+    assert decide_at_once(model, "gates") == 1
+    assert [run_gates(model, value) for value in range(5)] == before
+
+
 @pytest.mark.parametrize(
     "conditions",
     [

@@ -2,8 +2,8 @@
 
 Each load is made in a process of its own, after `import edge_runtime`: `import_ms` is that import, `load_ms` the call
 with all that it imports itself. Then the model is loaded once more there, when nothing is left to import: of that
-`library_ms` is the creation and the runs of onnxruntime's sessions, and `ours_ms` the rest. Medians over the rounds. The
-last line of output is one JSON object.
+`library_ms` is the creation and the runs of onnxruntime's sessions, and `ours_ms` the rest. Medians over the rounds.
+The last line of output is one JSON object.
 
     python tools/bench/load.py [--bundle FILE] [--rounds N] [--json FILE]
 """
