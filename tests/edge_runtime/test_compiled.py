@@ -143,15 +143,41 @@ def test_a_large_session_leaves_room_for_the_active_one_alone(bundle: Bundle, pr
     session.close()
 
 
-def test_a_form_that_cannot_be_made_is_replaced_by_the_next(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", ["keep_blocked", "decide_at_once"])
+def test_a_form_that_cannot_be_made_is_replaced_by_the_next(bundle: Bundle, tmp_path: Path, broken: str) -> None:
     from edge_runtime.backends.onnx import prepare
 
     request = {"source": bundle.source, "digest": bundle.digest, "folder": str(tmp_path), "threads": 1, "seed": 0}
     request |= {"providers": list(OPTIONS.providers), "key": "k"}
-    with mock.patch.object(prepare, "keep_blocked", side_effect=BackendError("no such layout")):
+    with mock.patch.object(prepare, broken, side_effect=BackendError("no such layout")):
         record = prepare.prepare(request)
     assert record["form"] == "dump"
     assert "no such layout" in record["refused"]["crossing"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a library's own")])
+def test_a_form_that_is_right_is_kept_where_measuring_it_fails(
+    bundle: Bundle, tmp_path: Path, error: Exception
+) -> None:
+    from edge_runtime.backends.onnx import prepare
+
+    request = {"source": bundle.source, "digest": bundle.digest, "folder": str(tmp_path), "threads": 1, "seed": 0}
+    request |= {"providers": list(OPTIONS.providers), "key": "k"}
+    answers: list[str] = []
+    with (
+        mock.patch.object(prepare, "session_bytes", side_effect=error),
+        mock.patch.object(prepare.Path, "write_text", autospec=True, side_effect=write_but_no_proc),
+    ):
+        prepare.main(request, answers.append, lambda: 0)
+    assert json.loads(answers[-1]) == {"form": "crossing"}
+    assert json.loads((tmp_path / RECORD).read_text())["session_bytes"] is None
+    with mock.patch.object(prepare, "_ratio", side_effect=error):
+        assert prepare.prepare(request)["gain"] == 0.0
+
+
+def write_but_no_proc(path: Path, text: str, encoding: str = "utf-8") -> int:
+    """The child offers itself to the kernel for killing; this process does not."""
+    return 0 if str(path).startswith("/proc") else path.write_bytes(text.encode(encoding))
 
 
 def test_a_form_that_answers_wrongly_is_never_used(bundle: Bundle, tmp_path: Path) -> None:
