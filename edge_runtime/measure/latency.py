@@ -120,7 +120,8 @@ class Drift:
         """Take one frame of the active subnet into account; a microsecond. `time_s` is of any clock that only grows."""
         with self._lock:
             last = self._last
-            if last is None or last.table is not table or last.gates is not gates:
+            same = last is not None and last.table is table and (last.gates is gates or last.gates == gates)
+            if last is None or not same:
                 last = self._last = _Served(table, gates, max(table.predict_ms(gates), 1e-6), time_s)
             if time_s - last.since_s < SETTLE_S:
                 return
