@@ -190,7 +190,7 @@ def test_benchmark_withholds_what_it_cannot_state(edge: Any, bundle: Path) -> No
     assert ran.code == 0, ran.err
     assert "n/a (needs 662)" in ran.out
     assert "n/a (needs 130)" not in ran.out
-    assert re.search(r"^  subnet +p50 +p90 +p95 +p99 +spread +fps$", ran.out, re.MULTILINE)
+    assert re.search(r"^  subnet +p50 +p90 +p95 +p99 +spread +fps +MiB$", ran.out, re.MULTILINE)
     assert re.search(r"first run \d", ran.out)
     assert max(map(len, ran.out.splitlines())) <= 80
 

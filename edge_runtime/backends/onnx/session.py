@@ -153,7 +153,10 @@ def create_prepared(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile_prefix)
     if isinstance(model, bytes) and folder is not None:
-        model = _with_tensors_in(folder.absolute(), model, settings, runtime.__version__)
+        if not optimised and _release(runtime.__version__) < TENSOR_FOLDER_SINCE:
+            model = _with_embedded_weights(model, (folder / WEIGHTS_FILE).read_bytes())  # it optimises no mapped ones
+        else:
+            model = _with_tensors_in(folder.absolute(), model, settings, runtime.__version__)
     with foreign_errors("the prepared graph cannot be opened"):
         return _open(runtime, str(model) if isinstance(model, Path) else model, settings, options)
 
