@@ -5,7 +5,7 @@ the **load** is the `down_after_frames`-th largest of these ratios in the last `
 were that slow, and fewer hiccups than that do not count. Frames of another subnet than the active one are forgotten.
 
 - Down, when load x p95 of the active subnet is over the budget: to the best subnet that fits with `margin` to spare,
-  else to one that just fits, else to the fastest; but never below `floor`, where load makes answers worthless.
+  else to one that just fits, else to the fastest above `floor`: what is late anyway should at least be right.
 - Up, when a better subnet has fitted with `margin` to spare for the present patience: `up_after_s`, doubled each time
   that a climb had to be taken back soon, so that a load which only shows on the slower subnet makes no endless cycle.
 - Never twice within `dwell_s`.
@@ -104,9 +104,9 @@ class AdaptationPolicy:
     dwell_s: float = 1.0
     """Least time between two switches, seconds, at least 0."""
 
-    floor: float = 0.3
-    """Share of the frontier's highest quality below which load never pushes, 0 to 1: a late answer is worth more than a
-    wrong one. A budget that asks for less is followed all the same, and a subnet below it may stay."""
+    floor: float = 0.5
+    """Share of the frontier's highest quality below which a subnet is not taken where nothing fits, 0 to 1: frames are
+    late either way, and then a right answer is worth more than a wrong one. A budget that asks for less is followed."""
 
     margin: float = 0.1
     """Share of its latency that a target must have to spare under load, at least 0; less where the load is near 1."""
@@ -141,10 +141,7 @@ class AdaptationPolicy:
         load = max(1.0, sorted(history.ratios)[-self.down_after_frames])
         fitting = frontier.best(budget_ms / self._factor(load))
         if load * active.latency_ms > budget_ms:
-            asked = frontier.best(budget_ms) or frontier.fastest  # what the budget allows on a calm machine
-            floor = min(self.floor * frontier.highest.quality, active.quality, asked.quality)
-            target = fitting or frontier.best(budget_ms / load) or frontier.fastest
-            target = target if target.quality >= floor else frontier.at_least(floor)
+            target = fitting or frontier.best(budget_ms / load) or self._least_late(active, frontier, budget_ms)
             wait, history = self._why_not_down(reading, active, target, history)
         else:
             target = fitting or active
@@ -162,6 +159,11 @@ class AdaptationPolicy:
         # Spelt out, because dataclasses.replace costs more than the rest of the decision, and this runs on every frame.
         h = history
         return History(h.gates, ratios, h.switched_s, h.climbed_s, h.calm_s, h.failed_climbs)
+
+    def _least_late(self, active: Score, frontier: Frontier, budget_ms: float) -> Score:
+        """Where nothing fits: the fastest that is of use, or as little as the budget asked for on a calm machine."""
+        asked = frontier.best(budget_ms) or frontier.fastest
+        return frontier.at_least(min(self.floor * frontier.highest.quality, active.quality, asked.quality))
 
     def _factor(self, load: float) -> float:
         """By how much a target's p95 is multiplied before it is compared; the margin grows from 0 on a calm machine."""

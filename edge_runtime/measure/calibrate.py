@@ -34,6 +34,8 @@ __all__ = ["calibrate", "check_subnets", "profiled"]
 PROFILE_ROUNDS = 12
 PROFILE_SHARE = 0.4
 """Of the time for whole runs, what the profile may take; three rounds are made in any case."""
+TIMING_FACTOR = 3.0
+"""A table by timing has every entry from whole runs, and takes so much longer."""
 CHECK_SUBNETS = 5
 CHECK_RUNS = 28
 """Runs of each of the five in one part: 140 together, so that its pooled p95 is founded (130 runs)."""
@@ -73,8 +75,8 @@ def calibrate(
         seed: Decides the subnets and their order.
         scratch: An existing directory for the profile (`StateDir.scratch`); nothing is left in it. None: calibrate by
             timing alone, which is less exact.
-        seconds: Time for the whole runs that the scale needs; once more for a table by timing. The fewest runs that
-            make sense are made in any case.
+        seconds: Time for the whole runs that the scale needs; three times as much more for a table by timing. The
+            fewest runs that make sense are made in any case.
         clock_ns: The clock, nanoseconds; None for the machine's own.
 
     Raises:
@@ -112,7 +114,7 @@ def _raw(
         return _Raw("kernels", table.fitted)
     # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
     timer = RunTimer(session, random_inputs(session.inputs, seed=seed), clock_ns or time.thread_time_ns)
-    cost = fit_whole_runs(timer, space, seed=seed, seconds=seconds)
+    cost = fit_whole_runs(timer, space, seed=seed, seconds=TIMING_FACTOR * seconds)
     return _Raw("timing", lambda _: cost)
 
 

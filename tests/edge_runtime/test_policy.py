@@ -102,7 +102,7 @@ def test_where_nothing_fits_the_fastest_runs_and_the_reason_says_so():
     assert kept.reason == "over the budget, but nothing is faster"
 
 
-def test_load_never_pushes_below_the_floor_and_a_budget_may():
+def test_where_nothing_fits_load_never_pushes_below_the_floor_and_a_budget_may():
     useless = Frontier.of([dataclasses.replace(LADDER.fastest, quality=0.2, low=0.1, high=0.3), *LADDER.scores[1:]])
     app = loop(frontier=useless).run(3, steady(1)).run(3, steady(6))
     ((_, _, down),) = app.switches
