@@ -143,7 +143,7 @@ def test_a_large_session_leaves_room_for_the_active_one_alone(bundle: Bundle, pr
     session.close()
 
 
-@pytest.mark.parametrize("broken", ["keep_blocked", "decide_at_once"])
+@pytest.mark.parametrize("broken", ["keep_blocked", "decide_outside", "run_default_whole"])
 def test_a_form_that_cannot_be_made_is_replaced_by_the_next(bundle: Bundle, tmp_path: Path, broken: str) -> None:
     from edge_runtime.backends.onnx import prepare
 

@@ -197,7 +197,7 @@ def test_models_of_choices_alone_are_fed_nothing_else(tmp_path: Path) -> None:
     compile_bundle(tiny, OPTIONS, tmp_path / "p", key="k")
     assert {path.name for path in (tmp_path / "p").iterdir()} == {SKELETON, TENSORS, RECORD}
     graph = PreparedGraph(tmp_path / "p", tiny.manifest, OPTIONS)
-    assert graph.feeds(image(), tiny.manifest.space.default).keys() == {"image", "gates"}
+    assert graph.feeds(image(), tiny.manifest.space.default).keys() == {"image", "decide"}
 
 
 def test_swaps_and_sessions_in_the_making_never_tear_a_run(session: CompiledSession, bundle: Bundle) -> None:

@@ -148,9 +148,9 @@ class CompiledSession:
         with self._making:
             return self._specialise(gates, profile_prefix)
 
-    def feeds(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
-        """What the gated session takes to run one subnet."""
-        return self._open_graph().feeds(inputs, gates)
+    def feeds(self, inputs: Mapping[str, Array], gates: Gates, *, whole: bool = True) -> dict[str, Array]:
+        """What the gated session takes to run one subnet; without `whole` every decision is really made."""
+        return self._open_graph().feeds(inputs, gates, whole=whole)
 
     def decisions(self) -> dict[str, int]:
         """The group that each node of a subnet alone belongs to, by node name; other nodes belong to none."""

@@ -45,7 +45,7 @@ def export_subnet(bundle: Bundle, gates: Gates) -> bytes:
     model = onnx.load_from_string(bundle.model_bytes)
     with foreign_errors("the subnet cannot be exported"):
         read = partial(read_tensor, weights=bundle.weights)
-        static = inline_gates(model, bundle.manifest.gate_input, gates.vector(), read=read)
+        static = inline_gates(model, {bundle.manifest.gate_input: np.array(gates.vector(), np.int64)}, read=read)
         _Folding(static.graph, bundle.weights).fold()
     static.producer_name = "nnf-edge"
     static.doc_string = f"{bundle.manifest.name}, subnet {gates}, of the bundle {bundle.digest}"

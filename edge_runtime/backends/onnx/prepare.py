@@ -1,9 +1,9 @@
 """The gated graph, optimised once on this machine: what the child process makes and proves before it may be used.
 
 onnxruntime optimises the portable graph and dumps it; the dump's names are mended, activations stay blocked across `If`
-boundaries, all decisions are made in one comparison, and every alternative is compared with the portable graph on real
-runs. Where a form fails, the next simpler one is tried. Loaded without optimisation the result leaves the weights of
-inactive branches on the disk.
+boundaries, decisions are made before a run, the default subnet stands beside them as a whole, and every alternative is
+compared with the portable graph on real runs. Where a form fails, the next simpler one is tried. Loaded without
+optimisation the result leaves the weights of inactive branches on the disk.
 
 Runs in a process of its own (`compile_bundle` starts it), because optimising takes several times the weights in memory.
 """
@@ -29,10 +29,11 @@ from edge_runtime.backends.base import Array, SessionOptions, random_inputs, rel
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.modules import ModuleInput, write_modules
 from edge_runtime.backends.onnx.passes import (
-    decide_at_once,
+    decide_outside,
     keep_blocked,
     lift_switched,
     make_names_unique,
+    run_default_whole,
     value_shapes,
 )
 from edge_runtime.backends.onnx.prepared import PORTABLE, SKELETON, TENSORS, PreparedGraph
@@ -58,7 +59,7 @@ __all__ = [
 RECORD = "record.json"
 
 FORMS = ("crossing", "dump", "extended")
-"""Quickest first: blocked across branches, decisions made at once; as dumped at full optimisation; without blocked
+"""Quickest first: blocked across branches, decisions made outside; as dumped at full optimisation; without blocked
 layouts."""
 
 TOLERANCE = 1e-4
@@ -175,8 +176,10 @@ def _dump(form: str, attempt: _Attempt) -> Any:
         model = onnx.load(str(skeleton), load_external_data=False)
         make_names_unique(model)
         if form == "crossing":
-            decide_at_once(model, bundle.manifest.gate_input)
+            decisions = decide_outside(model, bundle.manifest.gate_input, bundle.manifest.space.default.vector())
             keep_blocked(model, value_shapes(onnx.load_from_string(bundle.model_bytes)))
+            if decisions is not None:
+                run_default_whole(model, decisions)
         skeleton.write_bytes(model.SerializeToString())
     return reference
 

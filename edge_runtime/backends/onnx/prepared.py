@@ -16,6 +16,7 @@ import numpy as np
 
 from edge_runtime.backends.base import Array, SessionOptions
 from edge_runtime.backends.onnx.modules import ModuleInput, ModuleWeights, read_tensor
+from edge_runtime.backends.onnx.passes.decisions import Decisions
 from edge_runtime.backends.onnx.session import WEIGHTS_FILE, check_signature, create_prepared, foreign_errors
 from edge_runtime.bundle import Manifest
 from edge_runtime.gates import Gates
@@ -23,6 +24,9 @@ from edge_runtime.gates import Gates
 __all__ = ["PORTABLE", "SKELETON", "TENSORS", "PreparedGraph"]
 
 SKELETON, TENSORS, PORTABLE = "skeleton.onnx", "tensors.bin", "portable.onnx"
+
+_CHOICES_KEPT = 256
+"""Subnets whose fed vectors are kept: a few hundred bytes each."""
 
 
 class PreparedGraph:
@@ -45,16 +49,37 @@ class PreparedGraph:
         self._folder, self._options, self._gate_input = folder, options, manifest.gate_input
         self.gated: Any = create_prepared(folder / SKELETON, options)
         """The native session of tier 1."""
-        check_signature(self.gated, manifest, [each.name for each in modules])
+        self._decisions = Decisions.found_in(self.gated.get_modelmeta().custom_metadata_map)
+        taken = {value.name for value in self.gated.get_inputs()}
+        self._takes_gates = self._decisions is None or manifest.gate_input in taken
+        chosen = [manifest.gate_input] if self._takes_gates else []
+        decided = [self._decisions.name] if self._decisions else []
+        check_signature(self.gated, manifest, [*chosen, *decided, *(each.name for each in modules)])
         self._weights = ModuleWeights(folder / WEIGHTS_FILE, modules) if modules else None
         self._model: Any = None
+        self._choices: dict[Gates, dict[str, Array]] = {}
 
-    def feeds(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
-        """What the gated session takes to run one subnet."""
-        vector = np.array(gates.vector(), dtype=np.int64)
+    def feeds(self, inputs: Mapping[str, Array], gates: Gates, *, whole: bool = True) -> dict[str, Array]:
+        """What the gated session takes to run one subnet; `whole` as of `Decisions.vector`."""
+        chosen = self._choices.get(gates) if whole else None
+        if chosen is None:
+            chosen = self._choice(gates, whole=whole)
+            if whole:
+                if len(self._choices) >= _CHOICES_KEPT:
+                    self._choices.clear()
+                self._choices[gates] = chosen
         if self._weights is None:
-            return {**inputs, self._gate_input: vector}
-        return {**inputs, self._gate_input: vector, **self._weights.feeds(gates)}
+            return {**inputs, **chosen}
+        return {**inputs, **chosen, **self._weights.feeds(gates)}
+
+    def _choice(self, gates: Gates, *, whole: bool) -> dict[str, Array]:
+        """The inputs that say which subnet it is."""
+        vector, chosen = gates.vector(), {}
+        if self._takes_gates:
+            chosen[self._gate_input] = np.array(vector, np.int64)
+        if self._decisions is not None:
+            chosen[self._decisions.name] = self._decisions.vector(vector, whole=whole)
+        return chosen
 
     def gather(self, gates: Gates) -> None:
         """Have ready what `feeds` needs of modules; nothing where there are none."""
@@ -83,7 +108,10 @@ class PreparedGraph:
 
         model, weights = self._read_model(), self._weights
         read = partial(read_tensor, weights=weights.mapped) if weights else None
-        inlined = inline_gates(model, self._gate_input, gates.vector(), pause=pause, read=read)
+        # Decision by decision also for the default: its nodes have the names that `decisions` knows only there.
+        settled = {self._gate_input: np.array(gates.vector(), np.int64)}
+        settled |= self._choice(gates, whole=False) if weights is None else {}
+        inlined = inline_gates(model, settled, pause=pause, read=read)
         return bytes(inlined.SerializeToString())
 
     def _read_model(self) -> Any:

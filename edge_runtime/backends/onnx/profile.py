@@ -110,7 +110,7 @@ def _gated(
 ) -> list[_Subject]:
     if isinstance(session, CompiledSession):
         native = create_prepared(session.folder / SKELETON, options, profile_prefix=prefix)
-        return [_Subject(native, session.feeds(inputs, gates), None) for gates in vectors]
+        return [_Subject(native, session.feeds(inputs, gates, whole=False), None) for gates in vectors]
     check_graph(bundle)
     native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=prefix)
     name = bundle.manifest.gate_input

@@ -80,14 +80,14 @@ def open_portable(bundle: Bundle, options: SessionOptions) -> PortableSession:
     """
     check_graph(bundle)
     native = create_native(bundle.model_bytes, bundle.weights, options)
-    check_signature(native, bundle.manifest)
+    check_signature(native, bundle.manifest, [bundle.manifest.gate_input])
     return PortableSession(native, bundle, options)
 
 
-def check_signature(native: Any, manifest: Manifest, fed: Collection[str] = ()) -> None:
-    """Raise `BundleError` unless a gated session takes and gives what the manifest names, and takes `fed` as well."""
+def check_signature(native: Any, manifest: Manifest, fed: Collection[str]) -> None:
+    """Raise `BundleError` unless a session gives what the manifest names, and takes its inputs and `fed`."""
     found = {value.name for value in native.get_inputs()}
-    wanted = {spec.name for spec in manifest.inputs} | {manifest.gate_input, *fed}
+    wanted = {spec.name for spec in manifest.inputs} | set(fed)
     if found != wanted or not {spec.name for spec in manifest.outputs} <= {v.name for v in native.get_outputs()}:
         raise BundleError(
             f"the graph takes {', '.join(sorted(found))}, the manifest says {', '.join(sorted(wanted))}",

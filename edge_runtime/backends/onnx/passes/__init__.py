@@ -1,19 +1,22 @@
 """Rewrites of a graph that onnxruntime optimised and dumped on this machine; see `prepare.py` for their order."""
 
-from edge_runtime.backends.onnx.passes.conditions import decide_at_once
 from edge_runtime.backends.onnx.passes.crossing import CrossingReport, keep_blocked, value_shapes
+from edge_runtime.backends.onnx.passes.decisions import Decisions, decide_outside
 from edge_runtime.backends.onnx.passes.inline import inline_gates
 from edge_runtime.backends.onnx.passes.lift import Lifted, lift_switched
 from edge_runtime.backends.onnx.passes.names import decisions_of, make_names_unique
+from edge_runtime.backends.onnx.passes.whole import run_default_whole
 
 __all__ = [
     "CrossingReport",
+    "Decisions",
     "Lifted",
-    "decide_at_once",
+    "decide_outside",
     "decisions_of",
     "inline_gates",
     "keep_blocked",
     "lift_switched",
     "make_names_unique",
+    "run_default_whole",
     "value_shapes",
 ]

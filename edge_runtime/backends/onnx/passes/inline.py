@@ -24,18 +24,16 @@ _MOST_KNOWN = 2**14
 
 def inline_gates(
     model: Any,
-    gate_input: str,
-    vector: tuple[int, ...],
+    settled: Mapping[str, Array],
     *,
     pause: Callable[[], None] | None = None,
     read: Callable[[Any], Array] | None = None,
 ) -> Any:
-    """A new ModelProto without the gate input, for one gate vector.
+    """A new ModelProto without the inputs that say which subnet it is, for one subnet.
 
     Args:
         model: The gated model, value names unique; it is not changed.
-        gate_input: Name of its int64 gate vector.
-        vector: The subnet.
+        settled: Those inputs by name: the int64 gate vector, or what was decided of it.
         pause: Called after every node; in a background thread it lets the foreground have the interpreter.
         read: Gives the value of a TensorProto; None: those inside the model are read, and no file is.
 
@@ -44,12 +42,12 @@ def inline_gates(
     """
     import onnx
 
-    flat = _Flat(model.graph, gate_input, vector, pause, read)
+    flat = _Flat(model.graph, settled, pause, read)
     flat.graph(model.graph)
     made = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name)
     made.opset_import.extend(model.opset_import)
     made.graph.name = model.graph.name
-    made.graph.input.extend(value for value in model.graph.input if value.name != gate_input)
+    made.graph.input.extend(value for value in model.graph.input if value.name not in settled)
     made.graph.output.extend(model.graph.output)
     flat.write(made.graph)
     return made
@@ -61,15 +59,14 @@ class _Flat:
     def __init__(
         self,
         graph: Any,
-        gate_input: str,
-        vector: tuple[int, ...],
+        settled: Mapping[str, Array],
         pause: Callable[[], None] | None,
         read: Callable[[Any], Array] | None,
     ) -> None:
         from onnx import NodeProto
 
         self._node_type, self._pause, self._read = NodeProto, pause, read
-        self._known: dict[str, Array] = {gate_input: np.array(vector, np.int64)}
+        self._known: dict[str, Array] = dict(settled)
         self._alias: dict[str, str] = {}
         self._tensors: dict[str, Any] = {}
         self._nodes: list[Any] = []
