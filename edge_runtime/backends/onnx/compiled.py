@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from edge_runtime.backends.base import (
     check_inputs,
     random_inputs,
 )
+from edge_runtime.backends.onnx.latest import Latest
 from edge_runtime.backends.onnx.modules import ModuleInput
 from edge_runtime.backends.onnx.prepare import outputs_agree
 from edge_runtime.backends.onnx.prepared import PreparedGraph
@@ -32,6 +33,12 @@ from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates
 
 __all__ = ["CompiledSession"]
+
+FRAME_SECONDS = 0.03
+"""So long the frame after a swap has the machine for itself: only when it is answered a session of its own is made.
+Each step of that waits so long for the frame that is running when it is due."""
+
+POLL_SECONDS = 0.0005
 
 KEPT = 3
 """Most specialised sessions that stay when none is held: the active subnet's, and former ones."""
@@ -83,18 +90,26 @@ class CompiledSession:
         self._active = manifest.space.default
         self._held: Counter[Gates] = Counter()
         self._asking = threading.Lock()
-        self._serving = False
+        self._answered = threading.Event()
+        self._running: list[None] = []
+        """One entry for each run of now; appending and popping need no lock."""
+        self._background = Latest("nnf-edge-specialise", self._serve)
 
     def run(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
         """Run one subnet on one batch; see `Session.run`."""
         graph, special = self._open_graph(), self._special.get(gates)
         check_gates(self._space, gates)
         check_inputs(self.inputs, inputs)
-        with foreign_errors(f"subnet {gates} could not be run"):
-            if special is not None:
-                values = special.run(self._output_names, dict(inputs))
-            else:
-                values = graph.gated.run(self._output_names, graph.feeds(inputs, gates))
+        self._running.append(None)
+        try:
+            with foreign_errors(f"subnet {gates} could not be run"):
+                if special is not None:
+                    values = special.run(self._output_names, dict(inputs))
+                else:
+                    values = graph.gated.run(self._output_names, graph.feeds(inputs, gates))
+        finally:
+            self._running.pop()
+            self._answered.set()
         return dict(zip(self._output_names, values, strict=True))
 
     def prefer(self, gates: Gates) -> None:
@@ -106,13 +121,10 @@ class CompiledSession:
                 graph.gather(gates)
         with self._asking:
             self._active = gates
-            if not self.specialises or self._graph is None or self._serving or gates in self._special:
+            if not self.specialises or self._graph is None or gates in self._special:
                 return
-            self._serving = True
-            try:
-                threading.Thread(target=self._serve, name="nnf-edge-specialise", daemon=True).start()
-            except RuntimeError:  # no more threads: tier 1 serves it
-                self._serving = False
+            self._answered.clear()
+            self._background.ask(gates)  # where no thread can be had, tier 1 serves it
 
     @contextlib.contextmanager
     def hold(self, subnets: Sequence[Gates]) -> Iterator[None]:
@@ -134,6 +146,7 @@ class CompiledSession:
     def close(self) -> None:
         """Drop all native sessions; see `Session.close`."""
         self._graph = None
+        self._background.stop()
         with self._making:
             self._special.clear()
 
@@ -157,28 +170,31 @@ class CompiledSession:
         with self._making:
             return self._open_graph().decisions()
 
-    def _serve(self) -> None:
-        """Make what is active, and what became active meanwhile."""
-        done: Gates | None = None
-        while True:
-            with self._asking:
-                if self._active == done:
-                    self._serving = False
-                    return
-                done = self._active
-            self._make(done)
-            self._trim()
+    def _serve(self, gates: Gates) -> None:
+        """Make what became active, after the frame that is waiting for it."""
+        self._answered.wait(FRAME_SECONDS)
+        self._make(gates, self._wait_for_frames)
+        self._trim()
 
-    def _make(self, gates: Gates) -> None:
-        """A session of one subnet, compared with the gated one; where that fails, tier 1 serves it."""
+    def _wait_for_frames(self) -> None:
+        stop_s = time.monotonic() + FRAME_SECONDS
+        while self._running and time.monotonic() < stop_s:
+            time.sleep(POLL_SECONDS)
+
+    def _make(self, gates: Gates, before_each: Callable[[], None] = lambda: None) -> None:
+        """A session of one subnet, compared with the gated one; where that fails, tier 1 serves it.
+
+        `before_each` is called before each step that takes as long as a frame or longer.
+        """
         with self._making:
             graph = self._graph
             if graph is None:
                 return
             if gates not in self._special:
                 try:
+                    before_each()
                     special = self._specialise(gates)
-                    self._compare(graph, special, gates)
+                    self._compare(graph, special, gates, before_each)
                 except Exception:  # whatever a library raises here, the gated session answers
                     return
                 self._special[gates] = special
@@ -200,10 +216,14 @@ class CompiledSession:
             raise BackendError("the session is closed", hint="open the model again")
         return graph
 
-    def _compare(self, graph: PreparedGraph, special: Any, gates: Gates) -> None:
+    def _compare(self, graph: PreparedGraph, special: Any, gates: Gates, before_each: Callable[[], None]) -> None:
+        """One run of each, which also brings the new session's weights into memory."""
         inputs = random_inputs(self.inputs, seed=0)
+        before_each()
+        found = special.run(self._output_names, inputs)
+        before_each()
         wanted = graph.gated.run(self._output_names, graph.feeds(inputs, gates))
-        if not outputs_agree(wanted, special.run(self._output_names, inputs)):
+        if not outputs_agree(wanted, found):
             raise BackendError(f"subnet {gates} alone answers otherwise")
 
 

@@ -140,13 +140,16 @@ def create_prepared(
     folder: Path | None = None,
     profile_prefix: Path | None = None,
     optimised: bool = True,
+    one_chunk: bool = True,
 ) -> Any:
     """A session of a graph of ours, its tensors mapped from beside it, or of one that is bytes from `folder`.
 
-    One that was `optimised` before is taken as it is; others are optimised here, which copies their weights.
+    One that was `optimised` before is taken as it is; others are optimised here, which copies their weights. Without
+    `one_chunk` activations are allocated one by one, instead of at once for each graph that is entered.
     """
     runtime = import_onnxruntime()
     settings = _native_options(runtime, options)
+    settings.enable_mem_pattern = one_chunk
     if optimised:
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile_prefix is not None:

@@ -1,0 +1,66 @@
+"""Work in the background for the newest of what is asked for; what was asked for before it and not begun is dropped.
+
+Starting a thread takes half a millisecond, waking one a few microseconds; so a thread stays for a while, and ends when
+nothing more is asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+__all__ = ["Latest"]
+
+T = TypeVar("T")
+
+IDLE_SECONDS = 1.0
+
+
+class Latest(Generic[T]):
+    """Does one thing at a time, in one thread. Thread-safe.
+
+    Args:
+        name: Of the thread.
+        do: What is done; it raises nothing.
+    """
+
+    def __init__(self, name: str, do: Callable[[T], object]) -> None:
+        self._name, self._do = name, do
+        self._changed = threading.Condition()
+        self._asked: list[T] = []
+        self._running = False
+        self._stopped = False
+
+    def ask(self, item: T) -> None:
+        """Have it done soon, unless something else is asked for until then; nothing where no thread can be started."""
+        with self._changed:
+            if self._stopped:
+                return
+            self._asked = [item]
+            if self._running:
+                self._changed.notify()
+                return
+            try:
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                self._running = True
+            except RuntimeError:  # no more threads
+                self._asked = []
+
+    def stop(self) -> None:
+        """Do nothing more; what is being done is finished."""
+        with self._changed:
+            self._stopped = True
+            self._asked = []
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked or self._stopped, IDLE_SECONDS)
+                if not self._asked:
+                    self._running = False
+                    return
+                (item,), self._asked = self._asked, []
+            self._do(item)
+            del item  # it may be large, and is nobody's while the thread waits
