@@ -66,7 +66,8 @@ def test_after_stop_nothing_more_is_done() -> None:
     worker.ask(1)
     assert began.wait(LONG_SECONDS)
     worker.ask(2)
-    worker.stop()
+    with mock.patch.object(latest, "STOP_SECONDS", 0.01):
+        worker.stop()
     worker.ask(3)
     go_on.set()
     wait_until(lambda: threads("stopped") == 0)
@@ -81,3 +82,10 @@ def test_nothing_is_lost_where_a_thread_cannot_be_started() -> None:
     worker.ask(2)
     wait_until(lambda: done == [2])
     worker.stop()
+
+
+def test_stop_leaves_no_thread_behind() -> None:
+    worker = Latest("short", lambda item: time.sleep(0.05))
+    worker.ask(1)
+    worker.stop()
+    assert threads("short") == 0

@@ -15,6 +15,7 @@ __all__ = ["Latest"]
 T = TypeVar("T")
 
 IDLE_SECONDS = 1.0
+STOP_SECONDS = 1.0
 
 
 class Latest(Generic[T]):
@@ -29,7 +30,7 @@ class Latest(Generic[T]):
         self._name, self._do = name, do
         self._changed = threading.Condition()
         self._asked: list[T] = []
-        self._running = False
+        self._thread: threading.Thread | None = None
         self._stopped = False
 
     def ask(self, item: T) -> None:
@@ -38,28 +39,32 @@ class Latest(Generic[T]):
             if self._stopped:
                 return
             self._asked = [item]
-            if self._running:
+            if self._thread is not None:
                 self._changed.notify()
                 return
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             try:
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
-                self._running = True
+                thread.start()
+                self._thread = thread
             except RuntimeError:  # no more threads
                 self._asked = []
 
     def stop(self) -> None:
-        """Do nothing more; what is being done is finished."""
+        """Do nothing more, and wait for `STOP_SECONDS` at most until what is being done is finished."""
         with self._changed:
             self._stopped = True
             self._asked = []
             self._changed.notify()
+            thread = self._thread
+        if thread is not None:
+            thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._asked or self._stopped, IDLE_SECONDS)
                 if not self._asked:
-                    self._running = False
+                    self._thread = None
                     return
                 (item,), self._asked = self._asked, []
             self._do(item)
