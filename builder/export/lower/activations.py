@@ -51,12 +51,10 @@ def _hardtanh(low: Lowering, x: Value, min_val: float = -1.0, max_val: float = 1
     return clip(low, x, min_val, max_val)
 
 
-@translates("clamp", "clip", "clamp_min", "clamp_max")
-def _clamp(low: Lowering, x: Value, min: float | None = None, max: float | None = None) -> str:
+@translates("clamp", "clip")
+def _clamp(low: Lowering, x: Value, min: Any = None, max: Any = None) -> str:
     if isinstance(min, Value | Weight) or isinstance(max, Value | Weight):
         raise low.refusal("has bounds that are tensors", "give numbers")
-    if "clamp_max" in str(low.node.target):
-        min, max = None, min
     return clip(low, x, min, max)
 
 
@@ -131,7 +129,7 @@ def _gelu(low: Lowering, x: Value, approximate: str = "none") -> str:
 
 
 @translates("softmax")
-def _softmax(low: Lowering, x: Value, dim: int | None = None, *_: Any, dtype: Any = None) -> str:
+def _softmax(low: Lowering, x: Value, dim: int | None = None, *_: Any, **__: Any) -> str:
     axis = axis_of(dim, len(x.shape)) if dim is not None else 0
     if axis < 1:
         raise low.refusal(f"works along the dimension {dim}", "name one that is not the batch")

@@ -94,6 +94,11 @@ def _pow(low: Lowering, x: Operand, exponent: Operand) -> str:
     raise low.refusal("has an exponent other than 2 and 0.5", "write it as products")
 
 
+@translates("reciprocal")
+def _reciprocal(low: Lowering, x: Value) -> str:
+    return low.emit("Div", [low.scalar(1), x.name])
+
+
 @translates("rsqrt")
 def _rsqrt(low: Lowering, x: Value) -> str:
     return low.emit("Div", [low.scalar(1), low.emit("Sqrt", [x.name], part="sqrt")])
@@ -120,34 +125,22 @@ def _max(low: Lowering, x: Value, dim: int | None = None, keepdim: bool = False)
 @translates("linear")
 def linear(low: Lowering, x: Value, weight: Weight, bias: Weight | None = None) -> str:
     """``torch.nn.functional.linear``: Gemm on [N, K], else a product along the last dimension."""
-    if isinstance(weight, Weight) and len(x.shape) > 2:
+    if len(x.shape) > 2:
         return _product(low, x, Weight(f"{weight.label}.T", weight.tensor.t()), bias)
     inputs = [x.name, low.store(weight), *([low.store(bias)] if bias is not None else [])]
     return low.emit("Gemm", inputs, {"transB": 1})
 
 
-@translates("matmul", "mm")
+@translates("matmul")
 def _matmul(low: Lowering, x: Value, weight: Weight) -> str:
     return _product(low, x, weight, None)
 
 
-@translates("addmm")
-def _addmm(low: Lowering, bias: Weight, x: Value, weight: Weight, *, beta: float = 1, alpha: float = 1) -> str:
-    if (alpha, beta) != (1, 1):
-        raise low.refusal("scales its product", "scale the weight instead")
-    return _product(low, x, weight, bias)
-
-
-def _product(low: Lowering, x: Operand, weight: Operand, bias: Weight | None) -> str:
+def _product(low: Lowering, x: Value, weight: Weight, bias: Weight | None) -> str:
     """Activations [N, .., K] times a constant matrix [K, M], plus a constant vector [M]."""
-    if not isinstance(x, Value) or not isinstance(weight, Weight) or weight.tensor.dim() != 2:
+    if weight.tensor.dim() != 2:
         raise low.refusal("is not a product of activations and a constant matrix", "use a linear layer")
-    matrix = low.store(Weight(weight.label, weight.tensor.contiguous()))
-    if len(x.shape) == 2:
-        vector = [low.store(bias)] if isinstance(bias, Weight) and bias.tensor.dim() == 1 else []
-        if bias is not None and not vector:
-            raise low.refusal("adds something other than a constant vector", "use a linear layer")
-        return low.emit("Gemm", [x.name, matrix, *vector])
+    matrix = low.store(weight)
     if bias is None:
         return low.emit("MatMul", [x.name, matrix])
     return low.emit("Add", [low.emit("MatMul", [x.name, matrix], part="product"), low.store(bias)])

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from builder.export.lower.table import translates
-from builder.export.lower.values import Pads, Value, Weight, pair
+from builder.export.lower.values import NO_PADS, Pads, Value, Weight, pair
 
 if TYPE_CHECKING:
     from builder.export.lower.walk import Lowering
 
-__all__ = ["conv2d", "convolution", "pad", "zero_pad"]
+__all__ = ["conv2d", "pad", "zero_pad"]
 
-_NORMS = ("batch_norm", "aten.batch_norm", "aten._native_batch_norm_legit_no_training")
+_NORMS = ("batch_norm", "aten.batch_norm")
 
 
 @translates("conv2d", takes_pads=True)
@@ -35,43 +35,24 @@ def conv2d(
     if padding_mode != "zeros":
         raise low.refusal(f"pads by {padding_mode!r}", "pad with zeros")
     kernel = pair(weight.tensor.shape[2:]) if isinstance(weight, Weight) else (0, 0)
-    own = _padding(padding, kernel, pair(dilation))
+    pads = _sum(x.pads, _padding(padding, kernel, pair(dilation)))
+    if any(pad > (size - 1) * reach for pad, size, reach in zip(pads, kernel * 2, pair(dilation) * 2, strict=True)):
+        x, pads = low.padded(replace(x, pads=pads)), NO_PADS  # a window would lie in the padding alone
     attributes = {
         "kernel_shape": list(kernel),
         "strides": list(pair(stride)),
         "dilations": list(pair(dilation)),
         "group": groups,
-        "pads": [given + more for given, more in zip(x.pads, own, strict=True)],
+        "pads": list(pads),
     }
     inputs = [x.name, low.store(weight), *([low.store(bias)] if bias is not None else [])]
     out = low.emit("Conv", inputs, attributes)
     return out if low.only_reader_is(*_NORMS) else _identity_norm(low, out, weight.tensor.shape[0])
 
 
-@translates("aten.convolution", takes_pads=True)
-def convolution(
-    low: Lowering,
-    x: Value,
-    weight: Weight,
-    bias: Weight | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> str:
-    """``aten.convolution``, which is also the transposed one."""
-    if transposed:
-        raise low.refusal("is transposed", "use interpolate and a convolution")
-    return conv2d(low, x, weight, bias, stride, padding, dilation, groups)
-
-
-@translates("pad", "constant_pad_nd", takes_pads=True)
+@translates("pad", takes_pads=True)
 def pad(low: Lowering, x: Value, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """``torch.nn.functional.pad``: zeros around images wait for the convolution behind them; others are a node."""
-    if not isinstance(mode, str):  # aten's constant_pad_nd has the value there
-        mode, value = "constant", mode
     if mode != "constant" or value or min(pad) < 0:
         raise low.refusal(f"pads by {mode!r} with {value or 0} and the sizes {list(pad)}", "pad with zeros")
     if len(pad) <= 4 and len(x.shape) == 4:

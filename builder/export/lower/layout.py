@@ -17,17 +17,17 @@ Cut = tuple[int, int, int]
 """Begin, end and step along an axis."""
 
 
-@translates("identity", "contiguous", "clone", "detach", "alias", "dropout", "feature_dropout", "lift_fresh_copy")
+@translates("identity", "contiguous", "clone", "detach", "dropout", "dropout2d", "feature_dropout")
 def _identity(low: Lowering, x: Value, *_: Any, **__: Any) -> Value:
     return x
 
 
-@translates("to", "type_as", "float", "to_copy")
+@translates("to", "type_as", "float")
 def _converted(low: Lowering, x: Value, *_: Any, **__: Any) -> Value:
     return x  # what is not float32 was refused where it was made
 
 
-@translates("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as", "unsafe_view")
+@translates("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as")
 def _view(low: Lowering, x: Value, *_: Any, **__: Any) -> Any:
     return reshaped(low, x.name, x.shape, low.shape)
 
@@ -116,7 +116,7 @@ def _expand(low: Lowering, x: Value, *_: Any, **__: Any) -> Any:
     return low.emit("Expand", [x.name, low.integers([1, *low.shape[1:]])])
 
 
-@translates("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+@translates("chunk", "split", "split_with_sizes", "tensor_split")
 def _split(low: Lowering, x: Value, *sizes_and_dim: Any, dim: int | None = None, **_: Any) -> list[str | None]:
     if dim is None:  # the sizes are known from what they gave, by whatever name they came
         dim = sizes_and_dim[1] if len(sizes_and_dim) > 1 else 0

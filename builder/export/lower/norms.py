@@ -55,21 +55,6 @@ def aten_batch_norm(
     return batch_norm(low, x, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-@translates("aten._native_batch_norm_legit_no_training")
-def native_batch_norm(
-    low: Lowering,
-    x: Value,
-    weight: Weight | None,
-    bias: Weight | None,
-    running_mean: Weight,
-    running_var: Weight,
-    momentum: float,
-    eps: float,
-) -> list[str | None]:
-    """The core aten operator; what it saves for the backward pass is not exported."""
-    return [batch_norm(low, x, running_mean, running_var, weight, bias, eps=eps), None, None]
-
-
 @translates("layer_norm")
 def layer_norm(
     low: Lowering,
@@ -85,12 +70,6 @@ def layer_norm(
     inputs = [x.name, scale, *([low.store(bias)] if bias else [])]
     axis = len(x.shape) - len(normalized_shape)
     return low.emit("LayerNormalization", inputs, {"axis": axis, "epsilon": eps})
-
-
-@translates("native_layer_norm")
-def native_layer_norm(low: Lowering, x: Value, *arguments: Any) -> list[str | None]:
-    """The core aten operator; what it saves for the backward pass is not exported."""
-    return [layer_norm(low, x, *arguments), None, None]
 
 
 @translates("instance_norm")
@@ -112,6 +91,20 @@ def instance_norm(
     ones = np.ones(x.shape[1], np.float32)
     names = [low.store(weight or ones, "scale"), low.store(bias or 0 * ones, "shift")]
     return low.emit("InstanceNormalization", [x.name, *names], {"epsilon": eps})
+
+
+@translates("aten.instance_norm")
+def aten_instance_norm(
+    low: Lowering,
+    x: Value,
+    weight: Weight | None,
+    bias: Weight | None,
+    running_mean: Weight | None,
+    running_var: Weight | None,
+    *arguments: Any,
+) -> str:
+    """``aten.instance_norm``, whose arguments come in another order."""
+    return instance_norm(low, x, running_mean, running_var, weight, bias, *arguments)
 
 
 @translates("group_norm")

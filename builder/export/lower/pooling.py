@@ -42,14 +42,6 @@ def max_pool2d(
     return low.emit("MaxPool", [x.name], attributes)
 
 
-@translates("max_pool2d_with_indices")
-def max_pool2d_with_indices(low: Lowering, x: Value, *arguments: Any) -> list[str | None]:
-    """The core aten operator, whose indices nothing may read."""
-    if low.parts()[1] is not None:
-        raise low.refusal("returns indices", "pool without them")
-    return [max_pool2d(low, x, *arguments), None]
-
-
 @translates("avg_pool2d", takes_pads=True)
 def avg_pool2d(
     low: Lowering,
@@ -67,6 +59,8 @@ def avg_pool2d(
     kernel, own = pair(kernel_size), pair(padding)
     strides = pair(stride) if stride else kernel
     pads = _pads(low, x, kernel, strides, (1, 1), own)
+    if any(given + side >= size for given, side, size in zip(x.pads, pads, kernel * 2, strict=True)):
+        x = low.padded(x)
     zeros = x.pads != NO_PADS
     rounded_up = pads[2:] != own
     included = count_include_pad and own != (0, 0)
@@ -84,19 +78,25 @@ def avg_pool2d(
 @translates("adaptive_avg_pool2d")
 def adaptive_avg_pool2d(low: Lowering, x: Value, output_size: Any) -> str:
     """``torch.nn.functional.adaptive_avg_pool2d`` to one pixel, or to a size that divides."""
-    if low.shape[2:] == (1, 1):
+    if (kernel := _divided(low, x, output_size)) == x.shape[2:]:
         return low.emit("GlobalAveragePool", [x.name])
-    return _divided(low, "AveragePool", x)
+    return low.emit("AveragePool", [x.name], {"kernel_shape": list(kernel), "strides": list(kernel)})
 
 
 @translates("adaptive_max_pool2d")
 def adaptive_max_pool2d(low: Lowering, x: Value, output_size: Any, return_indices: bool = False) -> str:
-    """``torch.nn.functional.adaptive_max_pool2d`` to a size that divides."""
+    """``torch.nn.functional.adaptive_max_pool2d`` to one pixel, or to a size that divides."""
     if return_indices:
         raise low.refusal("returns indices", "pool without them")
-    if low.shape[2:] == (1, 1):
+    if (kernel := _divided(low, x, output_size)) == x.shape[2:]:
         return low.emit("ReduceMax", [x.name], {"axes": sorted(_IMAGE_AXES), "keepdims": 1})
-    return _divided(low, "MaxPool", x)
+    return low.emit("MaxPool", [x.name], {"kernel_shape": list(kernel), "strides": list(kernel)})
+
+
+@translates("aten.adaptive_max_pool2d")
+def aten_adaptive_max_pool2d(low: Lowering, x: Value, output_size: Any) -> list[str | None]:
+    """``aten.adaptive_max_pool2d``, whose indices nothing may read."""
+    return [adaptive_max_pool2d(low, x, output_size, low.parts()[1] is not None), None]
 
 
 @translates("mean")
@@ -118,12 +118,16 @@ def reduced_axes(low: Lowering, x: Value, dim: int | Sequence[int] | None) -> li
     return axes
 
 
-def _divided(low: Lowering, op: str, x: Value) -> str:
-    sizes, wanted = x.shape[2:], low.shape[2:]
-    if any(size % want for size, want in zip(sizes, wanted, strict=True)):
-        raise low.refusal(f"pools {sizes} to {wanted}, which does not divide", "pool to 1, or resize the input")
-    kernel = [size // want for size, want in zip(sizes, wanted, strict=True)]
-    return low.emit(op, [x.name], {"kernel_shape": kernel, "strides": kernel})
+def _divided(low: Lowering, x: Value, output_size: Any) -> tuple[int, ...]:
+    """The sides of the windows that `output_size` of them cover the image with, side by side."""
+    wanted = [size if want is None else want for want, size in zip(_sides(output_size), x.shape[2:], strict=True)]
+    if any(size % want for size, want in zip(x.shape[2:], wanted, strict=True)):
+        raise low.refusal(f"pools {x.shape[2:]} to {wanted}, which does not divide", "pool to 1, or resize the input")
+    return tuple(size // want for size, want in zip(x.shape[2:], wanted, strict=True))
+
+
+def _sides(output_size: Any) -> Sequence[int | None]:
+    return output_size if isinstance(output_size, list | tuple) and len(output_size) == 2 else pair(output_size)
 
 
 def _pads(

@@ -69,10 +69,11 @@ class Lowering:
 
     def parts(self) -> list[Shape | None]:
         """Shapes of what the current node gives as a tuple; None for a part that nothing reads."""
-        plain = [user.args[1] for user in self.node.users if function_name(user) == "getitem"]
-        read = set(plain) if len(plain) == len(self.node.users) else None
+        users = [user for user in self.node.users if user.users or user.op == "output"]
+        read = [user.args[1] if function_name(user) == "getitem" else None for user in users]
+        every = not all(isinstance(index, int) for index in read)
         shapes = [tuple(part.shape) for part in self._shapes[self.node]]
-        return [shape if read is None or index in read else None for index, shape in enumerate(shapes)]
+        return [shape if every or index in read else None for index, shape in enumerate(shapes)]
 
     def lengths(self, axis: int) -> list[int]:
         """How long the parts of what the current node gives are along an axis."""
@@ -103,6 +104,12 @@ class Lowering:
     def integers(self, values: Sequence[int]) -> str:
         """An int64 vector."""
         return self._writer.initializer("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def padded(self, value: Value) -> Value:
+        """`value` with the zeros that it lacks put around it, by a node."""
+        top, left, bottom, right = value.pads
+        pads = self.integers([0, 0, top, left, 0, 0, bottom, right])
+        return Value(self.emit("Pad", [value.name, pads], part="zeros"), value.shape)
 
     def refusal(self, reason: str, hint: str = "write that part in another way before elastifying") -> BuildError:
         """The error that says why the current node cannot be exported; to be raised."""
@@ -154,7 +161,7 @@ class Lowering:
             if name in kwargs:
                 args = (kwargs.pop(name), *args)
         if not translation.takes_pads:
-            args, kwargs = (fx.node.map_aggregate(each, self._padded) for each in (args, kwargs))
+            args, kwargs = (fx.node.map_aggregate(each, self._complete) for each in (args, kwargs))
         try:
             bound = translation.signature.bind(self, *args, **kwargs)
         except TypeError as error:
@@ -186,13 +193,9 @@ class Lowering:
             raise self.refusal(f"gives {result.dtype}", "compute in float32")
         return shape
 
-    def _padded(self, value: Any) -> Any:
-        """`value` with the zeros that it still lacks."""
-        if not isinstance(value, Value) or value.pads == NO_PADS:
-            return value
-        top, left, bottom, right = value.pads
-        pads = self.integers([0, 0, top, left, 0, 0, bottom, right])
-        return Value(self.emit("Pad", [value.name, pads], part="zeros"), value.shape)
+    def _complete(self, value: Any) -> Any:
+        lacks = isinstance(value, Value) and value.pads != NO_PADS
+        return self.padded(value) if lacks else value
 
     def _deliver(self, inputs: Sequence[str]) -> list[str]:
         """The names of what the module returns, each made by a node of this module and named once."""
@@ -200,7 +203,7 @@ class Lowering:
         for value in _flat(fx.node.map_arg(self.node.args[0], self._values.__getitem__)):
             if not isinstance(value, Value):
                 raise self.refusal("returns something that does not depend on the input")
-            name = self._padded(value).name
+            name = self._complete(value).name
             names.append(self.emit("Identity", [name], part="copy") if name in taken else name)
             taken.add(name)
         return names
