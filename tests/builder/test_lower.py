@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
+from tests.builder.convnext import Block, ChannelsFirstNorm
 from tests.builder.lowered import Net, exported, relative_error, traced_by_fx, with_shapes
 
 pytestmark = [
@@ -24,36 +25,6 @@ def norm(channels):
     for values, low in ((made.weight, 0.5), (made.running_var, 0.5), (made.bias, -0.5), (made.running_mean, -0.5)):
         nn.init.uniform_(values, low, low + 1)
     return made
-
-
-class ChannelsFirstNorm(nn.Module):
-    """LayerNorm over the channels of [N, C, H, W], as ConvNeXt has it between its stages."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.rand(channels)), nn.Parameter(torch.rand(channels))
-
-    def forward(self, x):
-        u = x.mean(1, keepdim=True)
-        s = (x - u).pow(2).mean(1, keepdim=True)
-        x = (x - u) / torch.sqrt(s + 1e-6)
-        return self.weight[:, None, None] * x + self.bias[:, None, None]
-
-
-class ConvNextBlock(nn.Module):
-    """Depthwise 7x7, LayerNorm and two Linear layers on [N, H, W, C], layer scale, shortcut."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.depthwise = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.expand, self.act, self.project = nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, 6)
-        self.gamma = nn.Parameter(torch.rand(channels))
-
-    def forward(self, x):
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        y = self.gamma * self.project(self.act(self.expand(y)))
-        return x + y.permute(0, 3, 1, 2)
 
 
 def shuffled(x, groups):
@@ -174,7 +145,7 @@ CASES = {
     "nearest down": lambda: Net(lambda m, x: F.interpolate(x, scale_factor=0.5)),
     # together
     "convnext block": lambda: Net(
-        lambda m, x: m.b(m.n(m.c(x))), c=conv(3, 6, 4, 4), n=ChannelsFirstNorm(6), b=ConvNextBlock(6)
+        lambda m, x: m.b(m.n(m.c(x))), c=conv(3, 6, 4, 4), n=ChannelsFirstNorm(6), b=Block(6)
     ),
 }
 
