@@ -57,12 +57,7 @@ FX = {
 }
 """What torch.fx can trace: module and function, and pixels."""
 
-EXPORT = {
-    "bagnet.bagnet9": 224,
-    "dicenet.dicenet_wd5": 224,
-    "efficientnet.efficientnet_b0b": 64,
-    "mixnet.mixnet_s": 224,
-}
+EXPORT = {"bagnet.bagnet9": 64, "efficientnet.efficientnet_b0b": 64, "mixnet.mixnet_s": 224}
 """What asks for sizes while it runs, so that torch.export has to resolve them."""
 
 NARROW_VGG = {"channels": [[8], [16], [16, 16], [32, 32], [32, 32]], "use_bn": True}
