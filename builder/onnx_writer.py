@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ class GraphWriter:
         self.weights = bytearray()
         self._external = external
         self._initializers: dict[str, TensorProto] = {}
+        self._stored: dict[tuple[str, object], str] = {}
         self._scopes: list[list[onnx.NodeProto]] = [[]]
         self._names: set[str] = set()
 
@@ -37,11 +39,14 @@ class GraphWriter:
         return name
 
     def initializer(self, name: str, values: npt.NDArray[Any]) -> str:
-        """Store a tensor once under `name` and give the name back."""
-        if name not in self._initializers:
-            self._initializers[name] = self._tensor(name, np.asarray(values, order="C"))
-            self._names.add(name)
-        return name
+        """Store a tensor once and give its name back: `name`, with a number behind it where others have that."""
+        values = np.asarray(values, order="C")
+        content = (values.shape, values.dtype.str, hashlib.sha256(values).digest())
+        known = self._stored.get((name, content))
+        if known is None:
+            known = self._stored[name, content] = self.unique(name)
+            self._initializers[known] = self._tensor(known, values)
+        return known
 
     def scalar(self, value: int) -> str:
         """An int64 scalar constant."""

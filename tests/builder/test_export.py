@@ -102,13 +102,3 @@ def test_an_operation_without_translation_is_named():
 
     with pytest.raises(BuildError, match="cumsum"):
         static_model(Odd().eval(), images(1))
-
-
-@pytest.mark.parametrize("scale", [lambda x: x + 1.0, lambda x: torch.add(x, x, alpha=2)])
-def test_an_addition_that_is_more_than_two_tensors_is_refused(scale):
-    class Odd(nn.Module):
-        def forward(self, x):
-            return scale(x).mean((2, 3))
-
-    with pytest.raises(BuildError, match="Add"):
-        static_model(Odd().eval(), images(1))

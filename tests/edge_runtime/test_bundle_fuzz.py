@@ -74,6 +74,14 @@ def test_random_mutations_of_layers_of_modules_do_too(tmp_path: Path) -> None:
     assert outcomes["refused by onnxruntime"] <= 2
 
 
+def test_random_mutations_of_every_operator_do_too(tmp_path: Path) -> None:
+    outcomes = run_children([("wide", 0, 250), ("wide", 250, 250)], tmp_path)
+    assert sum(outcomes.values()) == 500
+    assert outcomes["valid"] > 50
+    assert outcomes["refused by the check"] > 50
+    assert outcomes["refused by onnxruntime"] <= 2
+
+
 def refused_at_every_size(bundle: Path, file: Path, *, step: int = 1) -> None:
     """Shorten `file` a little at a time; `bundle` must be refused each time."""
     with file.open("r+b") as stream:

@@ -1,10 +1,10 @@
 """Child process of test_bundle_fuzz: reads damaged bundles and reports what came of each.
 
-    python -m tests.support.fuzz_bundle raw|resealed|modules FIRST COUNT WORKDIR
+    python -m tests.support.fuzz_bundle raw|resealed|modules|wide FIRST COUNT WORKDIR
 
-`modules` is as `resealed`, of a bundle with layers of modules. Prints one JSON object. A case that takes longer than
-SECONDS_PER_CASE ends the process with a traceback; before every case its number is written to WORKDIR/case, so that a
-crash names its seed.
+`modules` and `wide` are as `resealed`, of a bundle with layers of modules and of one with all operators. Prints one
+JSON object. A case that takes longer than SECONDS_PER_CASE ends the process with a traceback; before every case its
+number is written to WORKDIR/case, so that a crash names its seed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from edge_runtime.search import random_gates
 from tests.support.modular import modular_parts
 from tests.support.mutate import mutate_bytes, mutate_resealed
 from tests.support.tiny import tiny_parts
+from tests.support.wide import wide_parts
 
 SECONDS_PER_CASE = 20
 
 
 def main(kind: str, first: int, count: int, work: Path) -> None:
     path = work / f"{kind}_{first}.nnf"
-    parts = modular_parts(path) if kind == "modules" else tiny_parts()
+    parts = modular_parts(path) if kind == "modules" else wide_parts() if kind == "wide" else tiny_parts()
     if kind != "modules":
         parts.write(path)
     whole = path.read_bytes()

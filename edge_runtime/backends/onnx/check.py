@@ -7,14 +7,14 @@ other: onnxruntime is no security boundary, mutated graphs have crashed it. It i
 
 from __future__ import annotations
 
-import math
 import re
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edge_runtime.backends.onnx.shapes import MAX_ELEMENTS, RULES, Value
+from edge_runtime.backends.onnx.shapes import RULES
+from edge_runtime.backends.onnx.values import MAX_ELEMENTS, Value
 from edge_runtime.backends.onnx.wire import (
     check_name,
     parse_model,
@@ -157,8 +157,9 @@ class _Walk:
             raise BundleError("it cannot take what gates switch channels of", hint="only Conv and activations can")
         if depth and any(v and (v.elastic or v.channels) for v in inputs):
             raise BundleError("channels are switched in the outermost graph only, not in a branch")
-        value = rule.infer(read_attributes(node, rule.attributes), inputs)
-        self._charge(inputs, value)
+        attributes = read_attributes(node, rule.attributes)
+        value = rule.infer(attributes, inputs)
+        self._charge(inputs, value, rule.work(attributes, inputs, value) if rule.work else 0)
         self._note_channels(node, inputs[0], value)
         return value
 
@@ -175,13 +176,11 @@ class _Walk:
                 f"gates switch more than {MAX_SWITCHED_CHANNELS} channels or {MAX_SWITCHED_WEIGHTS} weights"
             )
 
-    def _charge(self, inputs: list[Value | None], value: Value) -> None:
+    def _charge(self, inputs: list[Value | None], value: Value, work: int) -> None:
         """Bound memory and time over the whole graph; a weight counts once per use, for each use packs a copy."""
-        weight = next((v.elements for v in inputs[1:] if v and v.stored and len(v.shape) > 1), 0)
-        pixels = math.prod(d for d in value.shape[2:] if d)
-        self.weight_uses += weight
+        self.weight_uses += next((v.elements for v in inputs[1:] if v and v.stored and len(v.shape) > 1), 0)
         self.elements += value.elements
-        self.multiply_adds += weight * pixels + value.elements
+        self.multiply_adds += work + value.elements + sum(v.elements for v in inputs if v and not v.stored)
         if (
             value.elements > MAX_ELEMENTS
             or self.elements > MAX_TOTAL_ELEMENTS

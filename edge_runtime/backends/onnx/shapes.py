@@ -1,7 +1,8 @@
 """Which operators a gated graph may hold, in which ranges, and what shape each gives. Pure; knows no protobuf.
 
 Our own inference, stricter than ONNX's: onnxruntime's kernels must never meet a shape, kernel or stride that was not
-worked out here first. Legend: N batch (None in a shape), C channels, H and W height and width, K features.
+worked out here first. Legend: N batch (None in a shape), C channels, K features. The rules of images are in
+`spatial.py`, those of reshapes in `movement.py`, those of channels that gates switch in `switched.py`.
 """
 
 from __future__ import annotations
@@ -10,234 +11,201 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edge_runtime.backends.onnx.switched import SWITCHED_RULES, convolved, gathered_channels
-from edge_runtime.backends.onnx.values import MAX_ELEMENTS, Attribute, Rule, Shape, Value
+from edge_runtime.backends.onnx.movement import MOVEMENT_RULES
+from edge_runtime.backends.onnx.operands import activation, axes_of, made, stored, stored_integers
+from edge_runtime.backends.onnx.spatial import SPATIAL_RULES
+from edge_runtime.backends.onnx.switched import SWITCHED_RULES, gathered_channels
+from edge_runtime.backends.onnx.values import MAX_COUNT, Attribute, Rule, Value
 from edge_runtime.errors import BundleError
 
-__all__ = ["MAX_ELEMENTS", "RULES", "Attribute", "Rule", "Value"]
-
-MAX_SIDE = 64
-"""Of a kernel, stride or dilation."""
-
-
-def _fail(text: str) -> BundleError:
-    return BundleError(text)
-
-
-def _image(x: Value | None) -> tuple[int, int, int]:
-    """C, H, W of an activation [N, C, H, W]."""
-    if x is None or x.dtype != "float32" or len(x.shape) != 4 or x.shape[0] is not None:
-        raise _fail("the input is not float32 [N, C, H, W]")
-    _, c, h, w = x.shape
-    return int(c or 0), int(h or 0), int(w or 0)
-
-
-def _stored(x: Value | None, shape: Shape, what: str) -> None:
-    if x is None or not x.stored or x.dtype != "float32" or x.shape != shape:
-        raise _fail(f"the {what} is not a float32 initializer of shape {list(shape)}")
-
-
-def _slide(size: int, kernel: int, stride: int, dilation: int, pads: tuple[int, int]) -> int:
-    """Output size of a window along one side; each pad is smaller than the window, so no window is all padding."""
-    reach = (kernel - 1) * dilation + 1
-    if max(pads) >= reach or size + sum(pads) < reach:
-        raise _fail(f"a window of {reach} with pads {list(pads)} does not fit {size} pixels")
-    return (size + sum(pads) - reach) // stride + 1
-
-
-def _slide_both(a: Mapping[str, Any], kernel: Sequence[int], h: int, w: int) -> tuple[int, int]:
-    top, left, bottom, right = a["pads"]
-    dilations = a.get("dilations", (1, 1))
-    return (
-        _slide(h, kernel[0], a["strides"][0], dilations[0], (top, bottom)),
-        _slide(w, kernel[1], a["strides"][1], dilations[1], (left, right)),
-    )
-
-
-def _conv(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    c, h, w = _image(x[0])
-    weight, group = x[1], a["group"]
-    if weight is None or not weight.stored or weight.dtype != "float32" or len(weight.shape) != 4:
-        raise _fail("the weight is not a float32 initializer of 4 dimensions")
-    out, per_group, *kernel = (int(d or 0) for d in weight.shape)
-    if per_group * group != c or out % group:
-        raise _fail(f"a weight {list(weight.shape)} with group {group} does not fit {c} channels")
-    if max(kernel) > MAX_SIDE or a["kernel_shape"] not in (None, tuple(kernel)):
-        raise _fail(f"kernel_shape {a['kernel_shape']} does not fit the weight {list(weight.shape)}")
-    if len(x) == 3:
-        _stored(x[2], (out,), "bias")
-    return Value("float32", (None, out, *_slide_both(a, kernel, h, w)), elastic=convolved(x, group))
-
-
-def _batch_norm(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    c, h, w = _image(x[0])
-    for parameter in x[1:]:
-        _stored(parameter, (c,), "parameter")
-    return Value("float32", (None, c, h, w))
+__all__ = ["RULES"]
 
 
 def _same(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    given = _activation(x[0])
+    given = activation(x[0])
     return Value("float32", given.shape, elastic=given.elastic)
-
-
-def _activation(x: Value | None) -> Value:
-    if x is None or x.dtype != "float32" or len(x.shape) < 2 or x.shape[0] is not None:
-        raise _fail("the input is not float32 with the batch first")
-    return x
 
 
 def _clip(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     bounds = [-math.inf, math.inf]
     for index, bound in enumerate(x[1:]):
         if bound is not None:
-            _stored(bound, (), "bound")
+            stored(bound, (), "bound")
             bounds[index] = bound.constants[0] if bound.constants else math.nan
     if not bounds[0] <= bounds[1]:
-        raise _fail(f"the bounds {bounds} are not in order")
+        raise BundleError(f"the bounds {bounds} are not in order")
     return _same(a, x)
+
+
+def _slopes(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    shape = activation(x[0]).shape
+    columns = (shape[1], *(1 for _ in shape[2:]))
+    stored(x[1], columns, "slope")
+    return made(shape[1:])
 
 
 def _broadcast(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     left, right = x
     if left is None or right is None or left.dtype != "float32" or right.dtype != "float32":
-        raise _fail("the inputs are not float32")
+        raise BundleError("the inputs are not float32")
     rank = max(len(left.shape), len(right.shape))
     pairs = zip(*((1,) * (rank - len(v.shape)) + v.shape for v in (left, right)), strict=True)
     shape: list[int | None] = []
     for one, other in pairs:
         if one != other and 1 not in (one, other):
-            raise _fail(f"the shapes {list(left.shape)} and {list(right.shape)} do not fit")
+            raise BundleError(f"the shapes {list(left.shape)} and {list(right.shape)} do not fit")
         shape.append(other if one == 1 else one)
     if None in shape[1:]:
-        raise _fail("the shapes put the batch of one input beside another dimension")
-    return _activation(Value("float32", tuple(shape)))
+        raise BundleError("the shapes put the batch of one input beside another dimension")
+    return activation(Value("float32", tuple(shape)))
 
 
-def _concat(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    parts = [_activation(part).shape for part in x]
-    axis, rank = a["axis"], len(parts[0])
-    if axis is None or axis >= rank:
-        raise _fail(f"there is no axis {axis} to join at")
-    rests = {part[:axis] + part[axis + 1 :] for part in parts}
-    if len(rests) != 1 or any(len(part) != rank for part in parts):
-        raise _fail("the inputs differ outside the axis")
-    joined = sum(int(part[axis] or 0) for part in parts)
-    return Value("float32", (*parts[0][:axis], joined, *parts[0][axis + 1 :]))
+def _batch_norm(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    shape = activation(x[0]).shape
+    for parameter in x[1:]:
+        stored(parameter, (shape[1],), "parameter")
+    return made(shape[1:])
 
 
-def _pool(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    c, h, w = _image(x[0])
-    if a["kernel_shape"] is None:
-        raise _fail("kernel_shape is missing")
-    return Value("float32", (None, c, *_slide_both(a, a["kernel_shape"], h, w)))
+def _instance_norm(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    shape = activation(x[0]).shape
+    if len(shape) < 3:
+        raise BundleError(f"{list(shape)} has no pixels to normalise over")
+    for parameter in x[1:]:
+        stored(parameter, (shape[1],), "parameter")
+    return made(shape[1:])
 
 
-def _global_pool(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    return Value("float32", (None, _image(x[0])[0], 1, 1))
+def _layer_norm(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    shape = activation(x[0]).shape
+    if a["axis"] is None or a["axis"] >= len(shape):
+        raise BundleError(f"there is no axis {a['axis']} from which on to normalise")
+    for parameter in x[1:]:
+        stored(parameter, shape[a["axis"] :], "parameter")
+    return made(shape[1:])
 
 
-def _reduce_mean(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    shape = _activation(x[0]).shape
-    axes = _axes(a["axes"] or (), len(shape))
-    kept = [(1 if i in axes else d) for i, d in enumerate(shape) if a["keepdims"] or i not in axes]
-    return _activation(Value("float32", tuple(kept)))
+def _softmax(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    shape = activation(x[0]).shape
+    if a["axis"] is None or a["axis"] >= len(shape):
+        raise BundleError(f"there is no axis {a['axis']} along which to work")
+    return made(shape[1:])
 
 
-def _axes(axes: Sequence[float], rank: int) -> set[int]:
-    found = {int(axis) + (rank if axis < 0 else 0) for axis in axes}
-    if not axes or len(found) != len(axes) or not all(1 <= axis < rank for axis in found):
-        raise _fail(f"the axes {list(axes)} do not fit {rank} dimensions without the batch")
-    return found
+def _reduced(x: Value | None, axes: Sequence[float], keepdims: int) -> Value:
+    shape = activation(x).shape
+    gone = axes_of(axes, len(shape))
+    return made([1 if i in gone else d for i, d in enumerate(shape) if i and (keepdims or i not in gone)])
 
 
-def _flatten(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    return Value("float32", (None, _activation(x[0]).elements))
+def _reduce(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    return _reduced(x[0], a["axes"] or (), a["keepdims"])
+
+
+def _reduce_sum(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    return _reduced(x[0], stored_integers(x[1], "axes"), a["keepdims"])
 
 
 def _gemm(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    features, weight = _activation(x[0]), x[1]
-    if len(features.shape) != 2 or weight is None or len(weight.shape) != 2:
-        raise _fail("the inputs are not [N, K] and a matrix")
+    features = activation(x[0])
+    if len(features.shape) != 2:
+        raise BundleError("the inputs are not [N, K] and a matrix")
+    weight = _matrix(x[1])
     out, k = weight.shape if a["transB"] else weight.shape[::-1]
-    _stored(weight, weight.shape, "weight")
     if k != features.shape[1]:
-        raise _fail(f"a weight {list(weight.shape)} does not fit {features.shape[1]} features")
+        raise BundleError(f"a weight {list(weight.shape)} does not fit {features.shape[1]} features")
     if len(x) == 3:
-        _stored(x[2], (out,), "bias")
-    return Value("float32", (None, out))
+        stored(x[2], (out,), "bias")
+    return made((out,))
+
+
+def _matmul(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    shape = activation(x[0]).shape
+    k, out = _matrix(x[1]).shape
+    if k != shape[-1]:
+        raise BundleError(f"a weight [{k}, {out}] does not fit {shape[-1]} features")
+    return made((*shape[1:-1], out))
+
+
+def _matrix(x: Value | None) -> Value:
+    if x is None or len(x.shape) != 2:
+        raise BundleError("the second input is not a matrix")
+    stored(x, x.shape, "weight")
+    return x
+
+
+def _product_work(_: Mapping[str, Any], x: Sequence[Value | None], value: Value) -> int:
+    return value.elements * (int(x[0].shape[-1] or 0) if x[0] else 0)
 
 
 def _gather(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     gates, index = x
     if gates is None or gates.dtype != "int64" or gates.stored or len(gates.shape) != 1:
-        raise _fail("only the gate vector is gathered from")
+        raise BundleError("only the gate vector is gathered from")
     if gates.gate is not None or gates.channels is not None:
-        raise _fail("only the gate vector is gathered from, and not what was gathered")
+        raise BundleError("only the gate vector is gathered from, and not what was gathered")
     if index is None or index.dtype != "int64" or not index.stored:
-        raise _fail("the index is not constant")
+        raise BundleError("the index is not constant")
     if index.shape not in ((), (1,)) or not index.constants:
         return gathered_channels(gates, index)
     entry = int(index.constants[0])
     if not 0 <= entry < gates.elements:
-        raise _fail(f"the gate vector has no entry {entry}")
+        raise BundleError(f"the gate vector has no entry {entry}")
     return Value("int64", index.shape, gate=entry)
-
-
-def _squeeze(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    value, axes = x
-    if value is None or axes is None or axes.dtype != "int64" or not axes.constants or len(axes.shape) != 1:
-        raise _fail("the axes are not constants")
-    if value.gate is not None and value.shape == (1,) and axes.constants in ((0,), (-1,)):
-        return Value(value.dtype, (), gate=value.gate)
-    shape = _activation(value).shape
-    dropped = _axes(axes.constants, len(shape))
-    if any(shape[axis] != 1 for axis in dropped):
-        raise _fail(f"the axes {sorted(dropped)} of {list(shape)} are not of size 1")
-    return _activation(Value("float32", tuple(d for i, d in enumerate(shape) if i not in dropped)))
 
 
 def _compare(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     gate, bound = x
     if gate is None or gate.gate is None or gate.dtype != "int64" or gate.shape:
-        raise _fail("the first input is not one gate")
+        raise BundleError("the first input is not one gate")
     if bound is None or bound.dtype != "int64" or not bound.constants or bound.shape:
-        raise _fail("the second input is not one constant")
+        raise BundleError("the second input is not one constant")
     return Value("bool", (), gate=gate.gate)
 
 
-_PAIR = {"strides": Attribute(1, MAX_SIDE, (1, 1), 2), "pads": Attribute(0, MAX_SIDE, (0, 0, 0, 0), 4)}
-_KERNEL = {"kernel_shape": Attribute(1, MAX_SIDE, None, 2), **_PAIR}
-_DILATIONS = {"dilations": Attribute(1, MAX_SIDE, (1, 1), 2)}
-_MAX_POOL = {**_KERNEL, **_DILATIONS, "ceil_mode": Attribute(0, 0, 0), "storage_order": Attribute(0, 0, 0)}
-_MEAN_POOL = {**_KERNEL, "ceil_mode": Attribute(0, 0, 0), "count_include_pad": Attribute(0, 1, 0)}
+_LAST = MAX_COUNT - 1
+_AXIS = {"axis": Attribute(1, _LAST)}
 _UNIT = Attribute(0, 1, 0.0, real=True)
 _FACTOR = Attribute(-1e6, 1e6, 1.0, real=True)
 _NORM = {"epsilon": _UNIT, "momentum": _UNIT, "training_mode": Attribute(0, 0, 0)}
 _GEMM = {"alpha": _FACTOR, "beta": _FACTOR, "transA": Attribute(0, 0, 0), "transB": Attribute(0, 1, 0)}
-_MEAN = {"axes": Attribute(-3, 3, None, 0), "keepdims": Attribute(0, 1, 1)}
+_KEEPS = Attribute(0, 1, 1)
+_REDUCE = {"axes": Attribute(-_LAST, _LAST, None, 0), "keepdims": _KEEPS}
+_REDUCE_SUM = {"keepdims": _KEEPS, "noop_with_empty_axes": Attribute(0, 0, 0)}
+_ALPHA = {"alpha": _FACTOR}
 
 RULES: Mapping[str, Rule] = {
     "Add": Rule((2, 2), _broadcast),
-    "AveragePool": Rule((1, 1), _pool, _MEAN_POOL),
     "BatchNormalization": Rule((5, 5), _batch_norm, _NORM),
     "Clip": Rule((1, 3), _clip, elastic=True),
-    "Concat": Rule((1, 64), _concat, {"axis": Attribute(1, 3)}),
-    "Conv": Rule((2, 3), _conv, {**_KERNEL, **_DILATIONS, "group": Attribute(1, 65_536, 1)}, elastic=True),
+    "Div": Rule((2, 2), _broadcast),
+    "Elu": Rule((1, 1), _same, _ALPHA),
     "Equal": Rule((2, 2), _compare),
-    "Flatten": Rule((1, 1), _flatten, {"axis": Attribute(1, 1, 1)}),
+    "Erf": Rule((1, 1), _same),
+    "Exp": Rule((1, 1), _same),
     "Gather": Rule((2, 2), _gather, {"axis": Attribute(0, 0, 0)}),
-    "Gemm": Rule((2, 3), _gemm, _GEMM),
-    "GlobalAveragePool": Rule((1, 1), _global_pool),
+    "Gemm": Rule((2, 3), _gemm, _GEMM, work=_product_work),
     "HardSigmoid": Rule((1, 1), _same, {"alpha": _FACTOR, "beta": _FACTOR}, elastic=True),
     "HardSwish": Rule((1, 1), _same, elastic=True),
     "Identity": Rule((1, 1), _same, elastic=True),
+    "InstanceNormalization": Rule((3, 3), _instance_norm, {"epsilon": _UNIT}),
+    "LayerNormalization": Rule((2, 3), _layer_norm, {**_AXIS, "epsilon": _UNIT}),
+    "LeakyRelu": Rule((1, 1), _same, _ALPHA),
     "Less": Rule((2, 2), _compare),
-    "MaxPool": Rule((1, 1), _pool, _MAX_POOL),
+    "MatMul": Rule((2, 2), _matmul, work=_product_work),
     "Mul": Rule((2, 2), _broadcast),
-    "ReduceMean": Rule((1, 1), _reduce_mean, _MEAN),
+    "PRelu": Rule((2, 2), _slopes),
+    "ReduceMax": Rule((1, 1), _reduce, _REDUCE),
+    "ReduceMean": Rule((1, 1), _reduce, _REDUCE),
+    "ReduceSum": Rule((2, 2), _reduce_sum, _REDUCE_SUM),
     "Relu": Rule((1, 1), _same, elastic=True),
     "Sigmoid": Rule((1, 1), _same, elastic=True),
-    "Squeeze": Rule((2, 2), _squeeze),
+    "Softmax": Rule((1, 1), _softmax, _AXIS),
+    "Softplus": Rule((1, 1), _same),
+    "Sqrt": Rule((1, 1), _same),
+    "Sub": Rule((2, 2), _broadcast),
+    "Tanh": Rule((1, 1), _same),
+    **MOVEMENT_RULES,
+    **SPATIAL_RULES,
     **SWITCHED_RULES,
 }

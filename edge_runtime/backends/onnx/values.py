@@ -8,13 +8,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["MAX_CHANNELS", "MAX_ELEMENTS", "Attribute", "Elastic", "Infer", "Rule", "Shape", "Value"]
+__all__ = [
+    "MAX_CHANNELS",
+    "MAX_COUNT",
+    "MAX_ELEMENTS",
+    "Attribute",
+    "Elastic",
+    "Infer",
+    "Rule",
+    "Shape",
+    "Value",
+    "Work",
+]
 
 MAX_ELEMENTS = 2**26
 """Of one tensor, for one image."""
 
 MAX_CHANNELS = 2**14
 """Of one layer whose channels gates switch."""
+
+MAX_COUNT = 6
+"""Of the numbers in one attribute."""
 
 Shape = tuple[int | None, ...]
 
@@ -80,13 +94,17 @@ class Attribute:
     """Used where it is absent; None means that the operator sees None."""
 
     count: int | None = None
-    """None: a single number; 0: any count up to 4."""
+    """None: a single number; 0: any count up to `MAX_COUNT`."""
 
     real: bool = False
     """Float instead of int."""
 
+    words: tuple[str, ...] = ()
+    """Where there are any, it is one of these words instead of a number."""
+
 
 Infer = Callable[[Mapping[str, Any], Sequence[Value | None]], Value]
+Work = Callable[[Mapping[str, Any], Sequence[Value | None], Value], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,3 +121,6 @@ class Rule:
 
     elastic: bool = False
     """Whether `infer` judges inputs that gates switch; for all others they are refused."""
+
+    work: Work | None = None
+    """Multiply-adds for one image, from attributes, inputs and output, beyond one for each element of those."""

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from edge_runtime.backends.onnx.shapes import MAX_ELEMENTS, Attribute, Value
+from edge_runtime.backends.onnx.values import MAX_COUNT, MAX_ELEMENTS, Attribute, Value
 from edge_runtime.errors import BundleError
 
 __all__ = ["check_name", "parse_model", "read_attributes", "read_branches", "read_initializer", "read_value_info"]
@@ -23,7 +23,7 @@ MAX_CONSTANTS = 16
 WEIGHTS_FILE = "weights.bin"
 _DTYPES = {1: "float32", 7: "int64"}
 _ITEM = {"float32": struct.Struct("<f"), "int64": struct.Struct("<q")}
-_FLOAT, _INT, _GRAPH, _INTS = 1, 2, 5, 7
+_FLOAT, _INT, _STRING, _GRAPH, _INTS = 1, 2, 3, 5, 7
 _SCALARS = (str, bytes, int, float)
 _NAME = re.compile(r"[!#-\[\]-~]{1,200}")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,11}")
@@ -32,7 +32,7 @@ _FIELDS = {
     "OperatorSetIdProto": "domain version",
     "GraphProto": "node name initializer input output",
     "NodeProto": "input output name op_type domain attribute",
-    "AttributeProto": "name type i f ints g",
+    "AttributeProto": "name type i f s ints g",
     "TensorProto": "dims data_type name raw_data external_data data_location",
     "StringStringEntryProto": "key value",
     "ValueInfoProto": "name type",
@@ -127,15 +127,24 @@ def read_branches(node: Any) -> tuple[Any, Any]:
 
 
 def _attribute(item: Any, allowed: Attribute) -> Any:
+    if allowed.words:
+        return _word(item, allowed.words)
     several = allowed.count is not None
     kind, name = (_INTS, "ints") if several else (_FLOAT, "f") if allowed.real else (_INT, "i")
     if not _filled(item, kind, name):
         raise BundleError(f"the attribute {item.name!r} has another type")
     values = tuple(getattr(item, name)) if several else (getattr(item, name),)
-    counts = range(1, 5) if allowed.count == 0 else (allowed.count or 1,)
+    counts = range(1, MAX_COUNT + 1) if allowed.count == 0 else (allowed.count or 1,)
     if len(values) not in counts or not all(allowed.low <= value <= allowed.high for value in values):
         raise BundleError(f"the attribute {item.name!r} has the value {values[:8]}, which is out of range")
     return values if several else values[0]
+
+
+def _word(item: Any, words: tuple[str, ...]) -> str:
+    found = {word.encode(): word for word in words}.get(item.s)
+    if not _filled(item, _STRING, "s") or found is None:
+        raise BundleError(f"the attribute {item.name!r} is not one of {', '.join(words)}")
+    return found
 
 
 def _filled(item: Any, kind: int, name: str) -> bool:
