@@ -1,4 +1,6 @@
-"""The architectures of `architectures.py`: names in pytorchcv by family, built with random weights and true statistics."""
+"""The architectures of `architectures.py`: names in pytorchcv, with random weights and true statistics."""
+
+# ruff: noqa: TID251 - a bench may use torch; only the runtime must not
 
 from __future__ import annotations
 
