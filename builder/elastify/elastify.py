@@ -47,7 +47,7 @@ def elastify(model: nn.Module, inputs: Inputs, options: ElasticOptions | None = 
     chosen = select_offers(
         offers, [multiply_accumulates(program.segments[unit].module) for unit in units], _room(program, options)
     )
-    report = report_of(program, units, offers, chosen, windows)
+    report = report_of(program, units, offers, chosen, windows, options)
     if not chosen:
         raise NothingElasticError(
             "no unit of this network can be made elastic",

@@ -10,6 +10,7 @@ from torch import fx, nn
 from builder.elastify.channels import channel_plan
 from builder.elastify.cost import multiply_accumulates, storage_bytes
 from builder.elastify.offer import Offer, Window
+from builder.elastify.options import ElasticOptions
 from builder.elastify.report import ElastifyReport, UnitReport
 from builder.elastify.segments import Program, Segment
 
@@ -17,9 +18,14 @@ __all__ = ["report_of"]
 
 
 def report_of(
-    program: Program, units: Sequence[int], offers: Sequence[Offer], chosen: Sequence[Offer], windows: Sequence[Window]
+    program: Program,
+    units: Sequence[int],
+    offers: Sequence[Offer],
+    chosen: Sequence[Offer],
+    windows: Sequence[Window],
+    options: ElasticOptions,
 ) -> ElastifyReport:
-    """Report on a program whose segments `units` were offered `offers` and got `chosen`."""
+    """Report on a program whose segments `units` were offered `offers` under `options` and got `chosen`."""
     covered = {offer.unit + step for offer in chosen for step in range(offer.span)}
     macs = [multiply_accumulates(segment.module) for segment in program.segments]
     names = {number: f"unit{index}" for index, number in enumerate(sorted(covered))}
@@ -28,7 +34,7 @@ def report_of(
         own = [[offer for offer in some if offer.unit == number] for some in (offers, chosen)]
         in_window = any(w.first <= number < w.first + w.span for w in windows)
         segment = program.segments[index]
-        why = _why_not_more(segment, *own, in_window=in_window)
+        why = _why_not_more(segment, *own, len(options.widths), in_window=in_window)
         rows.append(_row(names.get(number, ""), segment, macs[index], own[1], why))
     held = storage_bytes(nn.ModuleList(segment.module for segment in program.segments))
     unit_macs = [macs[index] for index in units]
@@ -51,10 +57,15 @@ def _row(name: str, segment: Segment, macs: int, got: Sequence[Offer], why: str)
     return UnitReport(name, segment.reason, first, segment.in_shape, segment.out_shape, macs, labels, why)
 
 
-def _why_not_more(segment: Segment, offered: Sequence[Offer], got: Sequence[Offer], *, in_window: bool) -> str:
+def _why_not_more(
+    segment: Segment, offered: Sequence[Offer], got: Sequence[Offer], widths: int, *, in_window: bool
+) -> str:
     clauses = []
-    if not any(offer.label.startswith("narrow") for offer in offered):
+    narrower = sum(offer.label.startswith("narrow") for offer in offered)
+    if not narrower:
         clauses.append(_why_not_narrow(segment.module))
+    elif narrower < widths:
+        clauses.append("not narrower still: its channels go in blocks, and it would be no smaller")
     if not segment.keeps_shape:
         clauses.append("no skip: the shape changes")
     if not in_window:

@@ -12,6 +12,7 @@ network, and random gate vectors against torch. An architecture that fails is re
 from __future__ import annotations
 
 import argparse
+import copy
 import random
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from edge_runtime.errors import EdgeError
 
 FIT_IMAGES = 4
 VECTORS = 10
+ONNX_FIGURES = ("default_error", "vectors_error", "torch_rounding_error")
 
 
 def bench(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,11 +91,19 @@ def _onnx(supernet: Supernet, net: nn.Module, images: torch.Tensor, seed: int) -
 
             drawn = [space.gates([chooser.randrange(g.size) for g in space.groups]) for _ in range(VECTORS)]
             errors = [difference(gates, supernet(images, gates)) for gates in drawn]
-            result = {"default_error": difference(space.default, net(images)), "vectors_error": max(errors)}
+            wanted = net(images)
+            result = {"default_error": difference(space.default, wanted), "vectors_error": max(errors)}
+            result["torch_rounding_error"] = _rounding_error(net, images, wanted)
             session.close()
             return result | {"bytes": (Path(folder) / "net.nnf").stat().st_size}
         except EdgeError as error:
             return {"error": str(error)}
+
+
+def _rounding_error(net: nn.Module, images: torch.Tensor, found: torch.Tensor) -> float:
+    """How far torch's own float32 is from float64: a network of random weights may magnify rounding."""
+    exact = copy.deepcopy(net).double()(images.double())
+    return float((found - exact).abs().max() / exact.abs().max().clamp_min(1e-12))
 
 
 def _info(net: nn.Module, images: torch.Tensor) -> BundleInfo:
@@ -113,7 +123,7 @@ def _line(row: dict[str, Any]) -> str:
         return f"{row['name']:24s} {row['error']}"
     shares = f"{row['elastic_share']:6.1%} elastic, {row['storage_ratio']:.2f}x, least {row['least_share']:.1%}"
     onnx = row.get("onnx", {})
-    tail = onnx.get("error") or " ".join(f"{key} {onnx[key]:.1e}" for key in ("default_error", "vectors_error") if onnx)
+    tail = onnx.get("error") or " ".join(f"{key} {onnx[key]:.1e}" for key in ONNX_FIGURES if onnx)
     return (
         f"{row['name']:24s} diff {row['default_difference']:g} {row['units']:3d} units "
         f"({row['units_with_two_narrow']} narrow, {row['skips']} skip, {row['windows']} windows) {shares} "

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,10 @@ from torch import nn
 from edge_runtime.errors import UsageError
 
 __all__ = ["ARCHITECTURES", "Architecture"]
+
+
+STATISTICS_IMAGES = 16
+"""Of fewer, a BatchNorm behind a global pooling sees next to no variance, and the network blows rounding errors up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +36,16 @@ class Architecture:
     pixels: int = 224
     """Side of its images."""
 
+    arguments: tuple[tuple[str, Any], ...] = ()
+    """Further arguments of the function."""
+
     def build(self) -> nn.Module:
         """The network in eval mode; its BatchNorms hold random scales and the statistics of random images."""
         try:
             models = importlib.import_module(f"pytorchcv.models.{self.module}")
         except ImportError as error:
             raise UsageError("pytorchcv is missing", hint="pip install --no-deps pytorchcv") from error
-        net = getattr(models, self.name)(pretrained=False)
+        net = getattr(models, self.name)(**(dict(self.arguments) or {"pretrained": False}))
         norms = [m for m in net.modules() if isinstance(m, (nn.BatchNorm1d, nn.BatchNorm2d))]
         for norm in norms:
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -45,9 +53,12 @@ class Architecture:
             norm.momentum = None
         if norms:
             with torch.no_grad():
-                net.train()(torch.randn(4, 3, self.pixels, self.pixels))
+                net.train()(torch.randn(STATISTICS_IMAGES, 3, self.pixels, self.pixels))
         return net.eval()
 
+
+HALF_VGG11 = ((32,), (64,), (128, 128), (256, 256), (256, 256))
+"""Channels by stage."""
 
 ARCHITECTURES = (
     Architecture("residual", "resnet", "resnet18"),
@@ -62,11 +73,13 @@ ARCHITECTURES = (
     Architecture("residual", "sknet", "sknet50"),
     Architecture("residual", "regnet", "regnetx004"),
     Architecture("residual", "regnet", "regnety004"),
+    Architecture("residual", "bagnet", "bagnet9"),
     Architecture("residual", "darknet53", "darknet53"),
     Architecture("residual", "xception", "xception", 299),
     Architecture("inverted residual", "mobilenetv2", "mobilenetv2_w1"),
     Architecture("inverted residual", "mobilenetv3", "mobilenetv3_large_w1"),
     Architecture("inverted residual", "efficientnet", "efficientnet_b0"),
+    Architecture("inverted residual", "efficientnet", "efficientnet_b0b", 64),
     Architecture("inverted residual", "mnasnet", "mnasnet_b1"),
     Architecture("inverted residual", "fbnet", "fbnet_cb"),
     Architecture("inverted residual", "proxylessnas", "proxylessnas_cpu"),
@@ -87,8 +100,9 @@ ARCHITECTURES = (
     Architecture("concatenation", "inceptionv3", "inceptionv3", 299),
     Architecture("concatenation", "bninception", "bninception"),
     Architecture("concatenation", "selecsls", "selecsls42b"),
-    Architecture("plain", "vgg", "vgg11"),
-    Architecture("plain", "vgg", "bn_vgg13"),
+    # At full width the classifier alone takes more than a bundle may hold (512 MiB).
+    Architecture("plain", "vgg", "VGG", arguments=(("channels", HALF_VGG11),)),
+    Architecture("plain", "vgg", "VGG", arguments=(("channels", HALF_VGG11), ("bias", False), ("use_bn", True))),
     Architecture("plain", "alexnet", "alexnet"),
     Architecture("plain", "darknet", "darknet_ref"),
     Architecture("plain", "diracnetv2", "diracnet18v2"),
