@@ -36,17 +36,18 @@ def normalised_error(value: Tensor, target: Tensor) -> Tensor:
 def train_local(supernet: Supernet, config: LocalConfig, source: BatchSource, saved: Path, log: RunLog) -> float:
     """Train every alternative alone; resumes from `saved`. Gives the mean error of the last epoch."""
     tasks = [
-        (unit.segment, unit.segment + alternative.span - 1, supernet.alternative(index, value))
+        (index, index + alternative.span - 1, supernet.alternative(index, value))
         for index, unit in enumerate(supernet.units)
         for value, alternative in enumerate(unit.alternatives)
         if value and not isinstance(supernet.alternative(index, value), nn.Identity)
     ]
 
     def step(batch: Batch, progress: float) -> float:
-        features = _teacher_features(supernet, batch[0])
+        with torch.no_grad():
+            teacher = supernet.features(batch[0], supernet.space.default)
         total = 0.0
-        for entry, exit_index, module in tasks:
-            loss = normalised_error(module(features[entry]), features[exit_index + 1])
+        for first, last, module in tasks:
+            loss = normalised_error(module(teacher.entries[first]), teacher.exits[last])
             loss.backward()
             total += loss.item()
         return total / len(tasks)
@@ -55,12 +56,3 @@ def train_local(supernet: Supernet, config: LocalConfig, source: BatchSource, sa
     result = run_loop("local", supernet.bodies, supernet.fixed, config.loop, source, step, saved, log)
     supernet.eval()
     return result
-
-
-def _teacher_features(supernet: Supernet, images: Tensor) -> list[Tensor]:
-    """What enters each segment, in order."""
-    values = [images]
-    with torch.no_grad():
-        for module in supernet.fixed:
-            values.append(module(values[-1]))
-    return values

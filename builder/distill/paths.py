@@ -12,7 +12,6 @@ weights settle on the statistics that inference will use.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from builder.distill.local import normalised_error
 from builder.distill.loop import Batch, BatchSource, LoopConfig, run_loop
 from builder.distill.prior import measure_prior
-from builder.elastify.supernet import Supernet
+from builder.elastify.supernet import Features, Supernet
 from builder.runlog import RunLog
 from edge_runtime.additive import AdditiveCost, Plan, fastest
 from edge_runtime.gates import Gates
@@ -140,10 +139,8 @@ def _set_statistics(bodies: nn.Module, *, moving: bool) -> None:
             module.train(moving)
 
 
-def _path_loss(
-    student: Sequence[Tensor | None], teacher: Sequence[Tensor | None], labels: Tensor | None, config: PathConfig
-) -> Tensor:
-    logits, wanted = student[-1], teacher[-1]
+def _path_loss(student: Features, teacher: Features, labels: Tensor | None, config: PathConfig) -> Tensor:
+    logits, wanted = student.outputs[0], teacher.outputs[0]
     soft = nn.functional.log_softmax(wanted / config.temperature, dim=1)
     own = nn.functional.log_softmax(logits / config.temperature, dim=1)
     distance = nn.functional.kl_div(own, soft, log_target=True, reduction="batchmean") * config.temperature**2
@@ -152,7 +149,7 @@ def _path_loss(
         loss = (1 - config.label_weight) * distance + config.label_weight * nn.functional.cross_entropy(logits, labels)
     errors = [
         normalised_error(value, target)
-        for value, target in zip(student[:-1], teacher[:-1], strict=True)
+        for value, target in zip(student.exits, teacher.exits, strict=True)
         if value is not None and target is not None and value.requires_grad
     ]
     return loss + config.feature_weight * torch.stack(errors).mean() if errors else loss

@@ -38,10 +38,9 @@ def stopping_after(steps):
 def unit_errors(supernet, x):
     with torch.no_grad():
         teacher = supernet.features(x, supernet.space.default)
-        entries = [x, *teacher]
         return [
-            normalised_error(supernet.alternative(index, 1)(entries[unit.segment]), teacher[unit.segment]).item()
-            for index, unit in enumerate(supernet.units)
+            normalised_error(supernet.alternative(index, 1)(teacher.entries[index]), teacher.exits[index]).item()
+            for index in range(len(supernet.units))
         ]
 
 

@@ -14,7 +14,7 @@ from builder.export import BundleInfo, check_parity, pack, static_graph, static_
 from edge_runtime.backends import SessionOptions, open_session, open_static
 from edge_runtime.backends.onnx.layout import convolution_layouts
 from edge_runtime.bundle import Bundle, Preprocessing, Provenance
-from tests.builder.nets import BasicNet, BottleneckNet, images, made
+from tests.builder.nets import Basic, BasicNet, BottleneckNet, images, made
 
 pytestmark = pytest.mark.builder
 
@@ -89,6 +89,42 @@ def test_same_supernet_gives_the_same_bytes(exported, tmp_path):
     _, supernet, bundle = exported
     again = pack(supernet, bundle.manifest.prior, INFO, tmp_path / "again.nnf")
     assert again.digest == bundle.digest
+
+
+class TwoEnds(nn.Module):
+    """Takes an image and a depth map, gives logits and the features that they were made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.side = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(1, 32, 3, 2, 1)
+        self.blocks, self.head = nn.ModuleList(Basic(32, 32, 1) for _ in range(3)), nn.Linear(32, 5)
+
+    def forward(self, image, depth):
+        x = torch.relu(self.stem(image) + self.side(depth))
+        for block in self.blocks:
+            taken, x = x, block(x)
+        return {"scores": self.head(x.mean((2, 3))), "taps": (taken, [x])}
+
+
+def test_several_inputs_and_outputs_keep_their_names_and_values(tmp_path):
+    torch.manual_seed(0)
+    oracle, inputs = TwoEnds().eval(), (images(32), images(32, seed=2)[:, :1])
+    supernet = elastify(oracle, inputs)
+    bundle = pack(supernet, [[0.0] * group.size for group in supernet.space.groups], INFO, tmp_path / "net.nnf")
+    manifest = bundle.manifest
+    assert [(spec.name, spec.shape) for spec in manifest.inputs] == [
+        ("image", (None, 3, 32, 32)),
+        ("depth", (None, 1, 32, 32)),
+    ]
+    assert [spec.name for spec in manifest.outputs] == ["scores", "taps_0", "taps_1_0"]
+    report = check_parity(supernet, oracle, bundle, (images(40, seed=3), images(40, seed=4)[:, :1]))
+    assert report.images == 40
+    gates = supernet.space.default.replace(0, 1)
+    static = open_static(static_graph(supernet, gates))
+    found = static.run({"image": inputs[0].numpy(), "depth": inputs[1].numpy()})
+    with torch.no_grad():
+        for value, wanted in zip(found.values(), supernet.features(inputs, gates).outputs, strict=True):
+            np.testing.assert_allclose(value, wanted.numpy(), atol=1e-4)
 
 
 def test_an_operation_without_translation_is_named():
