@@ -108,6 +108,10 @@ CASES = {
     "mean rounded up": lambda: Net(lambda m, x: m.pool(x), pool=nn.AvgPool2d(3, 2, ceil_mode=True)),
     "mean without padding": lambda: Net(lambda m, x: F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)),
     "mean of zeros": lambda: Net(lambda m, x: F.avg_pool2d(F.pad(x, (1, 0, 1, 0)), 3, 2)),
+    "mean of zeros that count and others": lambda: Net(
+        lambda m, x: F.avg_pool2d(F.pad(x, (1, 0, 1, 0)), 3, 2, 1, count_include_pad=False)
+    ),
+    "mean of zeros rounded up": lambda: Net(lambda m, x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 2, ceil_mode=True)),
     "max of zeros": lambda: Net(lambda m, x: F.max_pool2d(F.pad(x - 9, (1, 0, 1, 0)), 3, 2)),
     "global": lambda: Net(lambda m, x: torch.cat([x.mean((2, 3)), x.mean([-1, -2], keepdim=True).flatten(1)], 1)),
     "adaptive": lambda: Net(lambda m, x: F.adaptive_avg_pool2d(x, (2, 4)) + F.adaptive_max_pool2d(x, (2, 4))),

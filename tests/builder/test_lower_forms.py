@@ -296,7 +296,7 @@ REFUSED = {
     "reflection": (lambda m, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "pads by 'reflect'"),
     "cropping": (lambda m, x: F.pad(x, (-1, 0)), "pads by 'constant'"),
     "indices": (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0], "with_indices at"),
-    "mixed padding": (lambda m, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)[:, :, :8], "mixes pixels of padding"),
+    "mixed padding": (lambda m, x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True)[:, :, :8], "padding that counts"),
     "uneven pooling": (lambda m, x: F.adaptive_avg_pool2d(x, 5), "does not divide"),
     "mean of the batch": (lambda m, x: x - x.mean(0, keepdim=True), "reduces the batch"),
     "mean of all": (lambda m, x: x - x.mean(), "reduces the batch"),

@@ -59,13 +59,14 @@ def avg_pool2d(
     kernel, own = pair(kernel_size), pair(padding)
     strides = pair(stride) if stride else kernel
     pads = _pads(low, x, kernel, strides, (1, 1), own)
-    if any(given + side >= size for given, side, size in zip(x.pads, pads, kernel * 2, strict=True)):
-        x = low.padded(x)
-    zeros = x.pads != NO_PADS
     rounded_up = pads[2:] != own
     included = count_include_pad and own != (0, 0)
-    if (zeros and own != (0, 0) and not count_include_pad) or (rounded_up and (zeros or included)):
-        raise low.refusal("mixes pixels of padding that count with others that do not", "use count_include_pad=False")
+    if rounded_up and included:
+        raise low.refusal("rounds up beyond padding that counts", "use count_include_pad=False")
+    ignored = rounded_up or (own != (0, 0) and not count_include_pad)
+    if ignored or any(a + b >= size for a, b, size in zip(x.pads, pads, kernel * 2, strict=True)):
+        x = low.padded(x)
+    zeros = x.pads != NO_PADS
     attributes = {
         "kernel_shape": list(kernel),
         "strides": list(strides),

@@ -106,7 +106,9 @@ class Lowering:
         return self._writer.initializer("ints_" + "_".join(map(str, values)), np.array(values, np.int64))
 
     def padded(self, value: Value) -> Value:
-        """`value` with the zeros that it lacks put around it, by a node."""
+        """`value` with the zeros that it lacks put around it, by a node if there are any."""
+        if value.pads == NO_PADS:
+            return value
         top, left, bottom, right = value.pads
         pads = self.integers([0, 0, top, left, 0, 0, bottom, right])
         return Value(self.emit("Pad", [value.name, pads], part="zeros"), value.shape)
@@ -194,8 +196,7 @@ class Lowering:
         return shape
 
     def _complete(self, value: Any) -> Any:
-        lacks = isinstance(value, Value) and value.pads != NO_PADS
-        return self.padded(value) if lacks else value
+        return self.padded(value) if isinstance(value, Value) else value
 
     def _deliver(self, inputs: Sequence[str]) -> list[str]:
         """The names of what the module returns, each made by a node of this module and named once."""
