@@ -200,6 +200,31 @@ def test_names_that_are_taken_are_not_taken_again() -> None:
     assert answers(model, decisions, range(5)) == before == [1, 1, 0, 0, 0]
 
 
+def test_what_a_branch_computes_before_it_decides_again_stays() -> None:
+    """A Split of data looks like what takes the gates apart, and is read by the branches further in."""
+    parts = helper.make_tensor("parts", TensorProto.FLOAT, [2], [3, 4])
+    inner = [
+        helper.make_node("Split", ["parts"], ["first", "second"], axis=0),
+        helper.make_node("Less", ["gate", "two"], ["inner_test"]),
+        helper.make_node(
+            "If", ["inner_test"], ["z"], "inner", then_branch=copy_of("first"), else_branch=copy_of("second")
+        ),
+    ]
+    out = [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])]
+    rest = helper.make_graph(inner, "rest", [], out, [parts])
+    test = helper.make_node("Less", ["gate", "one"], ["test"])
+    outer = helper.make_node("If", ["test"], ["y"], "outer", then_branch=value("yes", 1), else_branch=rest)
+    model = graph_of([test, outer], [helper.make_tensor("one", TensorProto.INT64, [], [1])], "y")
+    before = answers(model, None, range(4))
+    decisions = decide_outside(model, "gates", (7, 7, 0))
+    assert answers(model, decisions, range(4)) == before == [1, 3, 4, 4]
+
+
+def copy_of(name: str) -> Any:
+    out = [helper.make_tensor_value_info(f"{name}_copy", TensorProto.FLOAT, [1])]
+    return helper.make_graph([helper.make_node("Identity", [name], [f"{name}_copy"])], f"{name}_branch", [], out)
+
+
 ZERO = helper.make_tensor("zero", TensorProto.INT64, [], [0])
 
 

@@ -146,7 +146,7 @@ class _Trees:
 
     def _only_decision(self, branch: Any, entry: int) -> Any:
         """The `If` that is all there is in a branch, if it looks at the same entry."""
-        nodes = [node for node in branch.node if node.op_type not in TEST_OPERATORS]
+        nodes = [node for node in branch.node if not self._thresholds.only_tests(node)]
         if len(nodes) != 1 or nodes[0].op_type != "If" or list(nodes[0].output) != [branch.output[0].name]:
             return None
         if any(tensor.data_type != tensor.INT64 for tensor in branch.initializer):  # it may be read further in

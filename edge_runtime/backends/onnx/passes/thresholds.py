@@ -51,6 +51,12 @@ class Thresholds:
             return None
         return Threshold(entry, 1 if node.op_type == "Equal" else bounds[0])  # gates are never negative
 
+    def only_tests(self, node: Any) -> bool:
+        """Whether a node does nothing but take the gate vector apart or compare its entries."""
+        if node.op_type in ("Less", "Equal"):
+            return all(self.of(name) is not None for name in node.output)
+        return node.op_type in TEST_OPERATORS and all(self._entry(name) is not None for name in node.output)
+
     def _entry(self, name: str) -> int | None:
         """Which entry of the gate vector a value is."""
         node, index = self._makers.get(name, (None, 0))
