@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from builder.images import Augmentation, ImageSet, epoch_batches
 from builder.runlog import RunLog
-from builder.training import Batch, Compute, LoopConfig, run_loop
+from builder.training import Batch, Compute, LoopConfig, identity_of, run_loop
 from builder.training.loop import Backward
 from edge_runtime.errors import UsageError
 
@@ -110,8 +110,9 @@ def fit(
 
     model.train()
     loop = config.loop(per_epoch)
+    belongs_to = identity_of((config, len(train)), nn.Identity())
     loss = run_loop(
-        "fit", model, nn.Identity(), loop, source, step, checkpoint_path, log, compute=compute, epoch_figures=figures
+        "fit", model, belongs_to, loop, source, step, checkpoint_path, log, compute=compute, epoch_figures=figures
     )
     model.eval()
     return {"steps": loop.steps, "loss": loss}

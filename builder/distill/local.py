@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from builder.distill.losses import normalised_error
 from builder.elastify.supernet import Supernet
 from builder.runlog import RunLog
-from builder.training import Batch, BatchSource, Compute, LoopConfig, run_loop
+from builder.training import Batch, BatchSource, Compute, LoopConfig, identity_of, run_loop
 from builder.training.loop import Backward
 
 __all__ = ["LocalConfig", "train_local"]
@@ -55,31 +55,24 @@ def train_local(
         BuildError: the loss jumped too often.
     """
     tasks = [
-        (unit.segment, unit.segment + alternative.span - 1, supernet.alternative(index, value))
+        (index, index + alternative.span - 1, supernet.alternative(index, value))
         for index, unit in enumerate(supernet.units)
         for value, alternative in enumerate(unit.alternatives)
         if value and not isinstance(supernet.alternative(index, value), nn.Identity)
     ]
 
     def step(batch: Batch, progress: float, backward: Backward) -> float:
-        features = _teacher_features(supernet, batch[0])
+        with torch.no_grad():
+            teacher = supernet.features(batch[0], supernet.space.default)
         total = 0.0
-        for entry, exit_index, module in tasks:
-            loss = normalised_error(module(features[entry]), features[exit_index + 1])
+        for first, last, module in tasks:
+            loss = normalised_error(module(teacher.entries[first]), teacher.exits[last])
             backward(loss)
             total += loss.item()
         return total / len(tasks)
 
     supernet.train()
-    result = run_loop("local", supernet.bodies, supernet.fixed, config.loop, source, step, saved, log, compute=compute)
+    belongs_to = identity_of(config, supernet.fixed)
+    result = run_loop("local", supernet.bodies, belongs_to, config.loop, source, step, saved, log, compute=compute)
     supernet.eval()
     return result
-
-
-def _teacher_features(supernet: Supernet, images: Tensor) -> list[Tensor]:
-    """What enters each segment, in order."""
-    values = [images]
-    with torch.no_grad():
-        for module in supernet.fixed:
-            values.append(module(values[-1]))
-    return values

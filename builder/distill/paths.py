@@ -9,7 +9,6 @@ the weights settle on the statistics that inference will use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,9 +19,9 @@ from torch import Tensor, nn
 from builder.distill.losses import is_logits, normalised_error, output_distance
 from builder.distill.prior import measure_prior
 from builder.distill.sampler import PathSampler, checked_cost
-from builder.elastify.supernet import Supernet
+from builder.elastify.supernet import Features, Supernet
 from builder.runlog import RunLog
-from builder.training import Batch, BatchSource, Compute, LoopConfig, run_loop
+from builder.training import Batch, BatchSource, Compute, LoopConfig, identity_of, run_loop
 from builder.training.loop import Backward
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.errors import UsageError
@@ -54,7 +53,9 @@ class PathConfig:
 
     def __post_init__(self) -> None:
         if self.paths_per_step < 1 or not (self.temperature > 0 and self.feature_weight >= 0):
-            raise UsageError(f"a path stage takes at least one path, a temperature above 0 and weights of 0 or more: {self}")
+            raise UsageError(
+                f"a path stage takes at least one path, a temperature above 0 and weights of 0 or more: {self}"
+            )
         if not 0 <= self.label_weight <= 1:
             raise UsageError(f"the share of the labels is in [0, 1], got {self.label_weight}")
 
@@ -104,7 +105,8 @@ def train_paths(
         return total
 
     supernet.train()
-    result = run_loop("paths", supernet.bodies, supernet.fixed, config.loop, source, step, saved, log, compute=compute)
+    belongs_to = identity_of(config, supernet.fixed)
+    result = run_loop("paths", supernet.bodies, belongs_to, config.loop, source, step, saved, log, compute=compute)
     supernet.eval()
     return result
 
@@ -125,17 +127,14 @@ def _set_statistics(bodies: nn.Module, *, moving: bool) -> None:
             module.train(moving)
 
 
-def _path_loss(
-    student: Sequence[Tensor | None], teacher: Sequence[Tensor | None], labels: Tensor | None, config: PathConfig
-) -> Tensor:
-    outputs, wanted = student[-1:], teacher[-1:]
-    loss = output_distance(outputs, wanted, config.temperature)
-    if labels is not None and is_logits(outputs[0]):
-        entropy = nn.functional.cross_entropy(outputs[0].float(), labels)
+def _path_loss(student: Features, teacher: Features, labels: Tensor | None, config: PathConfig) -> Tensor:
+    loss = output_distance(student.outputs, teacher.outputs, config.temperature)
+    if labels is not None and is_logits(student.outputs[0]):
+        entropy = nn.functional.cross_entropy(student.outputs[0].float(), labels)
         loss = (1 - config.label_weight) * loss + config.label_weight * entropy
     errors = [
         normalised_error(value, target)
-        for value, target in zip(student[:-1], teacher[:-1], strict=True)
+        for value, target in zip(student.exits, teacher.exits, strict=True)
         if value is not None and target is not None and value.requires_grad
     ]
     return loss + config.feature_weight * torch.stack(errors).mean() if errors else loss

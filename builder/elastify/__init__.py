@@ -5,7 +5,7 @@ Units are found on the traced graph, never by a family's name. Read in this orde
 initialisation), `supernet` (the result).
 """
 
-from builder.elastify.supernet import ElasticOptions, Supernet, elastify
+from builder.elastify.supernet import ElasticOptions, Features, Supernet, elastify
 from builder.elastify.units import Segment, find_segments
 
-__all__ = ["ElasticOptions", "Segment", "Supernet", "elastify", "find_segments"]
+__all__ = ["ElasticOptions", "Features", "Segment", "Supernet", "elastify", "find_segments"]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from builder.elastify.cost import multiply_accumulates
 from builder.elastify.narrow import channel_importance, narrow
@@ -17,7 +17,7 @@ from builder.elastify.units import Segment, find_segments
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import GateGroup, Gates, GateSpace
 
-__all__ = ["Alternative", "ElasticOptions", "Supernet", "Unit", "elastify"]
+__all__ = ["Alternative", "ElasticOptions", "Features", "Supernet", "Unit", "elastify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +68,23 @@ class Unit:
     """The original first."""
 
 
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What one run of a subnet gave, by unit."""
+
+    outputs: tuple[Tensor, ...]
+    """The network's outputs, flattened in order."""
+
+    entries: tuple[Tensor | None, ...]
+    """What entered each unit; None inside a merged window, but for its first unit."""
+
+    exits: tuple[Tensor | None, ...]
+    """The value behind each unit; None inside a merged window, but for its last unit."""
+
+    values: Mapping[int, Tensor]
+    """Every value that `Supernet.resume` may need again; the keys are the supernet's own."""
+
+
 class Supernet(nn.Module):
     """Segments in order; elastic ones hold a list of alternatives, of which the gate vector picks one.
 
@@ -103,36 +120,43 @@ class Supernet(nn.Module):
         """The module that computes alternative `value` of a unit; 0 is the frozen original."""
         return self.fixed[self.units[unit].segment] if value == 0 else self.bodies[unit][value - 1]
 
-    def forward(self, x: torch.Tensor, gates: Gates) -> torch.Tensor:
-        """Outputs of the subnet that `gates` names."""
-        return self.features(x, gates)[-1]
+    def forward(self, inputs: Tensor | Sequence[Tensor], gates: Gates) -> Tensor:
+        """Outputs of the subnet that `gates` names, in the oracle's own structure."""
+        return self.features(inputs, gates).outputs[0]
 
-    def features(self, x: torch.Tensor, gates: Gates, *, first: int = 0) -> list[torch.Tensor | None]:
-        """The value behind each segment from `first` on, in order; None inside a merged window; the output is last.
+    def features(self, inputs: Tensor | Sequence[Tensor], gates: Gates) -> Features:
+        """Run a subnet and keep the value at each unit's entry and exit.
 
         Args:
-            x: What enters segment `first`.
-            gates: The subnet; `first` is not inside one of its merged windows.
-            first: Number of the segment to begin with.
+            inputs: The oracle's one input [N, ...], or all of them in order.
+            gates: The subnet.
         """
-        values: list[torch.Tensor | None] = []
-        skip = 0
-        for index, module in enumerate(self.fixed):
-            if index < first:
-                continue
-            if skip:
-                skip -= 1
-                continue
+        first = inputs if isinstance(inputs, Tensor) else inputs[0]
+        return self._run({0: first}, 0, gates)
+
+    def resume(self, known: Features, unit: int, gates: Gates) -> Features:
+        """Run only `unit` and what follows it, on the values that an earlier run left before it.
+
+        Args:
+            known: A run of the same inputs; its gates and `gates` agree on every unit before `unit`.
+            unit: The first unit to compute; not inside a merged window of either run.
+            gates: The subnet.
+        """
+        first = self.units[unit].segment
+        return self._run({key: value for key, value in known.values.items() if key <= first}, first, gates)
+
+    def _run(self, values: dict[int, Tensor], first: int, gates: Gates) -> Features:
+        """Run the segments from `first` on; `values` holds what enters each segment that was reached."""
+        index = first
+        while index < len(self.fixed):
             unit = self.unit_of.get(index)
-            if unit is None:
-                x = module(x)
-            else:
-                choice = gates.values[unit]
-                x = self.alternative(unit, int(choice))(x)
-                skip = self.units[unit].alternatives[int(choice)].span - 1
-                values.extend([None] * skip)
-            values.append(x)
-        return values
+            module = self.fixed[index] if unit is None else self.alternative(unit, int(gates.values[unit]))
+            span = 1 if unit is None else self.units[unit].alternatives[int(gates.values[unit])].span
+            values[index + span] = module(values[index])
+            index += span
+        entries = tuple(values.get(unit.segment) for unit in self.units)
+        exits = tuple(values.get(unit.segment + 1) for unit in self.units)
+        return Features((values[len(self.fixed)],), entries, exits, values)
 
     def macs(self, gates: Gates) -> int:
         """Multiply-accumulates of one image through a subnet."""

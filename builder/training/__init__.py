@@ -7,7 +7,18 @@ stage gives it a step function and a batch source.
 
 from builder.training.compute import Compute, Precision
 from builder.training.config import Batch, BatchSource, LoopConfig
+from builder.training.keeper import identity_of
 from builder.training.loop import run_loop
 from builder.training.ranks import Ranks, joined_ranks
 
-__all__ = ["Batch", "BatchSource", "Compute", "LoopConfig", "Precision", "Ranks", "joined_ranks", "run_loop"]
+__all__ = [
+    "Batch",
+    "BatchSource",
+    "Compute",
+    "LoopConfig",
+    "Precision",
+    "Ranks",
+    "identity_of",
+    "joined_ranks",
+    "run_loop",
+]

@@ -30,9 +30,9 @@ class Compute:
     """As torch names it: ``cpu``, ``cuda``, ``cuda:1``."""
 
     precision: Precision = "fp32"
-    """``auto``: on CUDA bf16 where the card has it, else fp16; on a CPU what a few steps at the start show to be faster.
+    """``auto``: on CUDA bf16 where the card has it, else fp16; on a CPU what a few steps at the start prove faster.
 
-    Two runs with ``auto`` on a CPU agree to the bit only where both chose the same; one that is resumed keeps its choice.
+    Two runs with ``auto`` on a CPU agree to the bit only where both chose the same; a resumed run keeps its choice.
     """
 
     channels_last: bool = True

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from builder import checkpoint
-from builder.training.config import LoopConfig
 from builder.training.state import TrainingState
 from edge_runtime.errors import StateError
 
@@ -90,9 +89,9 @@ class Keeper:
         self._writing_s = self._written_at - began
 
 
-def identity_of(name: str, config: LoopConfig, frozen: nn.Module) -> str:
-    """What a checkpoint belongs to: the stage, its settings and every weight of the oracle."""
-    digest = hashlib.sha256(f"{name} {config!r}".encode())
-    for key, value in frozen.state_dict().items():
-        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+def identity_of(settings: object, oracle: nn.Module) -> str:
+    """What a checkpoint belongs to: the settings, by their repr, and every weight of the oracle."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, value in oracle.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -20,7 +20,7 @@ from builder.errors import BuildError
 from builder.runlog import Figure, Progress, RunLog
 from builder.training.compute import Compute
 from builder.training.config import Batch, BatchSource, LoopConfig
-from builder.training.keeper import Keeper, identity_of
+from builder.training.keeper import Keeper
 from builder.training.precision import faster_precision
 from builder.training.state import TrainingState
 from edge_runtime.errors import UsageError
@@ -38,7 +38,8 @@ Backward = Callable[[Tensor], None]
 class Step(Protocol):
     """Forward and backward of one batch at a progress in [0, 1); gradients stay in the parameters; gives the loss."""
 
-    def __call__(self, batch: Batch, progress: float, backward: Backward) -> float: ...
+    def __call__(self, batch: Batch, progress: float, backward: Backward) -> float:
+        """Take one step."""
 
 
 EpochFigures = Callable[[], Mapping[str, Figure]]
@@ -48,7 +49,7 @@ EpochFigures = Callable[[], Mapping[str, Figure]]
 def run_loop(
     name: str,
     trained: nn.Module,
-    frozen: nn.Module,
+    belongs_to: str,
     config: LoopConfig,
     source: BatchSource,
     step: Step,
@@ -64,7 +65,7 @@ def run_loop(
         name: the stage, for the progress bar and the log.
         trained: holds everything that training changes (parameters and BN statistics); already on the device. At the
             end it holds the moving average.
-        frozen: what a checkpoint belongs to beside the settings, e.g. the oracle's own pieces.
+        belongs_to: digest of the settings and the oracle (see `identity_of`); a checkpoint of another one is refused.
         config: length and pace.
         source: batches by epoch; of this rank's images where there are several.
         step: forward and backward of one batch.
@@ -80,7 +81,7 @@ def run_loop(
         BuildError: the loss jumped too often.
     """
     compute = compute or Compute()
-    keeper = Keeper(saved if compute.ranks.first else None, identity_of(name, config, frozen))
+    keeper = Keeper(saved if compute.ranks.first else None, belongs_to)
     state = TrainingState(trained, config, compute.device)
     return _Loop(name, state, source, step, log, compute, keeper, epoch_figures).run()
 

@@ -45,7 +45,7 @@ class Ranks:
             _average(list(tensors), self.world)
 
     def average_gradients(self, module: nn.Module) -> None:
-        """Average the gradients that are there: the same parameters have one on each rank, as all train the same paths."""
+        """Average the gradients that are there; all ranks train the same paths, so the same parameters have one."""
         self.average(p.grad for p in module.parameters() if p.grad is not None)
 
     def average_statistics(self, module: nn.Module) -> None:

@@ -1,9 +1,12 @@
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from builder.distill import LocalConfig, LoopConfig, PathConfig, PathSampler, measure_prior, train_local, train_paths
-from builder.distill.local import normalised_error
+from builder.distill.losses import normalised_error
+from builder.distill.sampler import multiply_accumulates
 from builder.elastify import elastify
 from builder.runlog import RunLog
 from edge_runtime.additive import AdditiveCost
@@ -38,10 +41,9 @@ def stopping_after(steps):
 def unit_errors(supernet, x):
     with torch.no_grad():
         teacher = supernet.features(x, supernet.space.default)
-        entries = [x, *teacher]
         return [
-            normalised_error(supernet.alternative(index, 1)(entries[unit.segment]), teacher[unit.segment]).item()
-            for index, unit in enumerate(supernet.units)
+            normalised_error(supernet.alternative(index, 1)(teacher.entries[index]), teacher.exits[index]).item()
+            for index in range(len(supernet.units))
         ]
 
 
@@ -82,7 +84,9 @@ def test_path_stage_brings_subnets_nearer_to_the_oracle(tmp_path, labelled):
 
 @pytest.mark.parametrize("train", [train_local, train_paths])
 def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_bits(tmp_path, train, monkeypatch):
-    monkeypatch.setattr("builder.distill.loop.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("builder.training.keeper.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("builder.training.keeper.SAVING_SHARE", math.inf)
+    monkeypatch.setattr("builder.training.keeper.SNAPSHOT_EVERY", 2)
     config = (LocalConfig if train is train_local else PathConfig)(LoopConfig(2, STEPS, 1e-3))
     whole, cut = elastify(made(BottleneckNet), images(32)), elastify(made(BottleneckNet), images(32))
     torch.manual_seed(7)
@@ -101,7 +105,8 @@ def test_paths_are_spread_over_cost(guided):
     supernet = elastify(made(BottleneckNet), images(32))
     prior = measure_prior(supernet, images(32, seed=8))
     torch.manual_seed(0)
-    sampler = PathSampler(supernet, AdditiveCost.damage(supernet.space, prior) if guided else None)
+    damage = AdditiveCost.damage(supernet.space, prior) if guided else None
+    sampler = PathSampler(multiply_accumulates(supernet), damage)
     full = supernet.macs(supernet.space.default)
     shares = torch.tensor([supernet.macs(sampler.sample()) / full for _ in range(400)])
     counts = torch.histc(shares, bins=4, min=float(shares.min()), max=1.0)
@@ -119,7 +124,8 @@ def test_guided_paths_damage_less_and_still_try_every_alternative():
 
 
 def samplers(supernet, damage):
-    return PathSampler(supernet), PathSampler(supernet, damage)
+    cost = multiply_accumulates(supernet)
+    return PathSampler(cost), PathSampler(cost, damage)
 
 
 def test_the_prior_is_the_divergence_of_whole_runs():

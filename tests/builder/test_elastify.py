@@ -45,6 +45,24 @@ def test_default_path_is_bit_equal_to_the_oracle(kind):
         assert torch.equal(supernet(x, supernet.space.default), net(x))
 
 
+def test_features_are_given_by_unit_and_a_run_can_be_resumed_at_any_of_them():
+    supernet, x = elastify(made(BottleneckNet), images(16)), images(4, seed=3)
+    default = supernet.space.default
+    merged = next(i for i, group in enumerate(supernet.space.groups) if group.window > 1)
+    span, value = supernet.space.groups[merged].window, supernet.space.groups[merged].size - 1
+    with torch.no_grad():
+        known, run = supernet.features(x, default), supernet.features(x, default.replace(merged, value))
+        resumed = supernet.resume(known, merged, default.replace(merged, value))
+        assert torch.equal(run.outputs[0], supernet(x, default.replace(merged, value)))
+        for index in range(len(supernet.units)):
+            assert torch.equal(known.exits[index], supernet.alternative(index, 0)(known.entries[index]))
+    inside = range(merged, merged + span)
+    assert [run.exits[i] is None for i in inside] == [True] * (span - 1) + [False]
+    assert [run.entries[i] is None for i in inside] == [False] + [True] * (span - 1)
+    for first, second in zip((*run.outputs, *run.exits), (*resumed.outputs, *resumed.exits), strict=True):
+        assert (first is None and second is None) or torch.equal(first, second)
+
+
 def test_elastify_leaves_the_model_alone():
     net, x = made(BottleneckNet), images(16)
     before = {name: value.clone() for name, value in net.state_dict().items()}
@@ -94,9 +112,9 @@ def test_closed_form_fit_is_better_than_the_plain_cut_at_every_unit():
     net, x = made(BottleneckNet), images(64)
     supernet = elastify(net, x)
     with torch.no_grad():
-        entering = [x, *supernet.features(x, supernet.space.default)]
+        entering = supernet.features(x, supernet.space.default).entries
         for index, unit in enumerate(supernet.units):
-            original, inputs = supernet.segments[unit.segment].module, entering[unit.segment]
+            original, inputs = supernet.segments[unit.segment].module, entering[index]
             cut = narrow(original, 0.5, channel_importance(original, [inputs])).eval()
             plain_error = (cut(inputs) - original(inputs)).pow(2).mean()
             fitted_error = (supernet.alternative(index, 1)(inputs) - original(inputs)).pow(2).mean()
@@ -170,10 +188,10 @@ def test_operations_that_write_into_their_input_change_nothing():
     supernet = elastify(net, x)
     with torch.no_grad():
         assert torch.equal(supernet(x, supernet.space.default), net(x))
-        features = [x, *supernet.features(x, supernet.space.default)]
+        features = supernet.features(x, supernet.space.default).entries
         kept = [value.clone() for value in features]
         for index, unit in enumerate(supernet.units):
-            original, inputs = supernet.segments[unit.segment].module, features[unit.segment]
+            original, inputs = supernet.segments[unit.segment].module, features[index]
             cut = narrow(original, 0.5, channel_importance(original, [inputs])).eval()
             plain_error = (cut(inputs) - original(inputs)).pow(2).mean()
             fitted_error = (supernet.alternative(index, 1)(inputs) - original(inputs)).pow(2).mean()
