@@ -7,7 +7,6 @@ average of the weights and BatchNorm statistics, which is what is kept then.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 from torch import Tensor, nn
 
-from builder.images import Augmentation, ImageSet, epoch_batches
+from builder.data import Augmentation, ImageBatches, Pixels
 from builder.runlog import RunLog
 from builder.training import Batch, Compute, LoopConfig, identity_of, run_loop
 from builder.training.loop import Backward
@@ -73,11 +72,11 @@ class FitConfig:
 
 def fit(
     model: nn.Module,
-    train: ImageSet,
+    train: Pixels,
     config: FitConfig,
     *,
     log: RunLog,
-    validation: ImageSet | None = None,
+    validation: Pixels | None = None,
     checkpoint_path: Path | None = None,
     compute: Compute | None = None,
 ) -> dict[str, float]:
@@ -92,12 +91,7 @@ def fit(
     """
     compute = compute or Compute(channels_last=config.channels_last)
     compute.place_module(model)
-    per_epoch = max(len(train) // config.batch_size, 1)
-
-    def source(epoch: int, first: int) -> Iterable[Batch]:
-        return epoch_batches(
-            train, config.batch_size, seed=config.seed, epoch=epoch, augmentation=config.augmentation, first=first
-        )
+    source = ImageBatches(train, config.batch_size, config.seed, compute.ranks, config.augmentation)
 
     def step(batch: Batch, progress: float, backward: Backward) -> float:
         logits = model(batch[0]).float()
@@ -109,7 +103,7 @@ def fit(
         return {} if validation is None else {"validation_accuracy": accuracy(model, validation)}
 
     model.train()
-    loop = config.loop(per_epoch)
+    loop = config.loop(len(source))
     belongs_to = identity_of((config, len(train)), nn.Identity())
     loss = run_loop(
         "fit", model, belongs_to, loop, source, step, checkpoint_path, log, compute=compute, epoch_figures=figures
@@ -119,7 +113,7 @@ def fit(
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = 128) -> Tensor:
+def logits_of(model: nn.Module, images: Pixels, *, batch_size: int = 128) -> Tensor:
     """Logits float32 [N, classes] of all images, in eval mode; the model's mode is left as it was."""
     was_training = model.training
     model.eval()
@@ -130,7 +124,7 @@ def logits_of(model: nn.Module, images: ImageSet, *, batch_size: int = 128) -> T
     return torch.cat(parts)
 
 
-def accuracy(model: nn.Module, images: ImageSet) -> float:
+def accuracy(model: nn.Module, images: Pixels) -> float:
     """Part of `images` that the model labels right, in [0, 1]."""
     right = logits_of(model, images).argmax(1) == torch.from_numpy(images.labels)
     return right.float().mean().item()

@@ -8,10 +8,10 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from builder import checkpoint
+from builder.data import Augmentation, ImageSet
 from builder.fit import FitConfig, accuracy, fit, logits_of
-from builder.images import Augmentation, ImageSet, epoch_batches
 from builder.runlog import RunLog
-from edge_runtime.errors import InputError, StateError, UsageError
+from edge_runtime.errors import StateError, UsageError
 
 pytestmark = pytest.mark.builder
 
@@ -112,46 +112,3 @@ def test_the_validation_accuracy_is_logged_per_epoch(tmp_path):
 def test_settings_that_cannot_be_meant_are_refused(changes):
     with pytest.raises(UsageError):
         config(**changes)
-
-
-def test_batches_depend_on_seed_and_epoch_alone():
-    def batches(**changes):
-        arguments = {"seed": 1, "epoch": 2, "augmentation": Augmentation()} | changes
-        return [inputs for inputs, _ in epoch_batches(coloured(40), 16, **arguments)]
-
-    assert all(torch.equal(a, b) for a, b in zip(batches(), batches(), strict=True))
-    assert torch.equal(batches(first=1)[0], batches()[1])
-    assert not torch.equal(batches()[0], batches(epoch=3)[0])
-
-
-def test_augmentation_without_any_change_is_the_identity():
-    still = Augmentation(rotate_degrees=0, zoom=0, shift=0, flip=False, brightness=0)
-    pixels = coloured(4).pixels(slice(0, 4))
-    assert torch.allclose(still.apply(pixels, np.random.default_rng(0)), pixels, atol=1e-5)
-
-
-def test_augmentation_stays_in_range():
-    pixels = coloured(8).pixels(slice(0, 8))
-    changed = Augmentation(brightness=0.9, zoom=0.5).apply(pixels, np.random.default_rng(0))
-    assert changed.shape == pixels.shape
-    assert 0 <= changed.min() <= changed.max() <= 1
-
-
-@pytest.mark.parametrize("changes", [{"zoom": 1.0}, {"rotate_degrees": 200}, {"shift": -0.1}])
-def test_an_augmentation_that_cannot_be_meant_is_refused(changes):
-    with pytest.raises(InputError):
-        Augmentation(**changes)
-
-
-@pytest.mark.parametrize(
-    ("images", "labels"),
-    [
-        (np.zeros((2, 8, 8, 3), np.float32), np.zeros(2, np.int64)),
-        (np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.int64)),
-        (np.zeros((2, 8, 8, 3), np.uint8), np.zeros(3, np.int64)),
-        (np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int64)),
-    ],
-)
-def test_an_image_set_that_does_not_fit_together_is_refused(images, labels):
-    with pytest.raises(InputError):
-        ImageSet(images, labels, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
