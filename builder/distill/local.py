@@ -34,7 +34,7 @@ def train_local(
     supernet: Supernet,
     config: LocalConfig,
     source: BatchSource,
-    saved: Path,
+    saved: Path | None,
     log: RunLog,
     *,
     compute: Compute | None = None,
@@ -45,7 +45,7 @@ def train_local(
         supernet: on the device of `compute`.
         config: pace.
         source: batches, of this rank's images where there are several ranks; labels are not used.
-        saved: checkpoint of this stage.
+        saved: checkpoint of this stage; None keeps nothing.
         log: where epochs are written.
         compute: device, precision and ranks.
 

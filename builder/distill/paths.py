@@ -64,7 +64,7 @@ def train_paths(
     supernet: Supernet,
     config: PathConfig,
     source: BatchSource,
-    saved: Path,
+    saved: Path | None,
     log: RunLog,
     *,
     compute: Compute | None = None,
@@ -76,7 +76,7 @@ def train_paths(
         supernet: after the local stage, on the device of `compute`.
         config: pace and losses.
         source: batches, of this rank's images where there are several ranks; labels are optional.
-        saved: checkpoint of this stage.
+        saved: checkpoint of this stage; None keeps nothing.
         log: where epochs are written.
         compute: device, precision and ranks.
         latency: a device's latency table for this supernet: paths are even over it. Without one they are even over

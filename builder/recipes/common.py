@@ -138,9 +138,9 @@ def build_bundle(
         BuildError: the exported graph is not the trained network, or training diverged.
         StateError: a checkpoint in `work` is damaged, or a place cannot be written.
     """
-    supernet = make_supernet(oracle, spread(train, FIT_IMAGES), plan, log)
+    supernet = make_supernet(oracle, spread(train, FIT_IMAGES), plan.options, plan.seed, log)
     source = ImageBatches(train, plan.batch_size, plan.seed, augmentation=plan.augmentation)
-    train_supernet(supernet, plan, source, work, log)
+    train_supernet(supernet, plan.local, plan.paths, source, work, log)
     held_out = spread(validation, CHECK_IMAGES)
     prior = kept_prior(supernet, held_out, work, log)
     with log.step("export") as figures:
@@ -155,13 +155,14 @@ def build_bundle(
     return Bundle.read(out)
 
 
-def make_supernet(oracle: nn.Module, images: torch.Tensor, plan: Plan, log: RunLog) -> Supernet:
+def make_supernet(oracle: nn.Module, images: torch.Tensor, options: ElasticOptions, seed: int, log: RunLog) -> Supernet:
     """The untrained supernet of `oracle`, the same for the same images and seed.
 
     Args:
         oracle: the developer's network; its layout in memory is changed, its values are not.
         images: a few dozen to a few hundred images as the network takes them.
-        plan: what each unit is offered, and the seed.
+        options: what each unit is offered.
+        seed: of the closed-form initialisation.
         log: where its figures are written.
 
     Raises:
@@ -170,8 +171,8 @@ def make_supernet(oracle: nn.Module, images: torch.Tensor, plan: Plan, log: RunL
     # The layout decides the last bits of every sum: the same whether the oracle was just trained or read from its file.
     Compute().place_module(oracle)
     with log.step("elastify") as figures:
-        torch.manual_seed(plan.seed)
-        supernet = elastify(oracle, images, plan.options, seed=plan.seed)
+        torch.manual_seed(seed)
+        supernet = elastify(oracle, images, options, seed=seed)
         Compute().place_module(supernet)
         merged = sum(span > 1 for group in supernet.space.groups for span in group.spans)
         figures |= {"units": len(supernet.units), "merged": merged, "subnets": float(supernet.space.size())}
@@ -181,7 +182,8 @@ def make_supernet(oracle: nn.Module, images: torch.Tensor, plan: Plan, log: RunL
 
 def train_supernet(
     supernet: Supernet,
-    plan: Plan,
+    local: LocalConfig,
+    paths: PathConfig,
     source: BatchSource,
     work: Path,
     log: RunLog,
@@ -198,10 +200,10 @@ def train_supernet(
     compute = compute or Compute()
     compute.place_module(supernet)
     with log.step("local") as figures:
-        figures["error"] = train_local(supernet, plan.local, source, work / "local.pt", log, compute=compute)
+        figures["error"] = train_local(supernet, local, source, work / "local.pt", log, compute=compute)
     with log.step("paths") as figures:
         saved = work / "paths.pt"
-        figures["loss"] = train_paths(supernet, plan.paths, source, saved, log, compute=compute, latency=latency)
+        figures["loss"] = train_paths(supernet, paths, source, saved, log, compute=compute, latency=latency)
     supernet.to("cpu")
 
 

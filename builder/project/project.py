@@ -1,0 +1,141 @@
+"""A work folder and what is in it: the oracle, its data, the supernet."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from builder import checkpoint
+from builder.data import DataFolder, open_data
+from builder.elastify import ElasticOptions, Supernet
+from builder.errors import BuildError
+from builder.project.factory import make_network
+from builder.project.settings import ProjectSettings
+from builder.project.weights import load_weights, read_weights
+from builder.recipes.common import CHECK_IMAGES, FIT_IMAGES, kept_prior, make_supernet, spread
+from builder.runlog import RunLog
+from edge_runtime.errors import InputError, StateError, UsageError
+
+__all__ = ["Project"]
+
+
+class Project:
+    """Everything of one work folder, loaded when it is needed.
+
+    Args:
+        settings: what the folder is for.
+        work: the folder.
+        log: where figures are written.
+        weights: the weights file, for a folder that has no oracle yet; None where the factory's network is trained.
+    """
+
+    def __init__(self, settings: ProjectSettings, work: Path, log: RunLog, weights: Path | None = None) -> None:
+        self.settings, self.work, self.log, self._weights = settings, work, log, weights
+
+    @cached_property
+    def oracle(self) -> nn.Module:
+        """The developer's network with its weights, in eval mode; the weights are kept in the work folder.
+
+        Raises `UsageError`, `InputError` or `BuildError` where it cannot be made or is no classifier of this input.
+        """
+        path = self.work / "oracle.pt"
+        network = make_network(self.settings.model)
+        if (kept := checkpoint.load(path)) is not None:
+            load_weights(network, kept, path)
+        elif self._weights is not None:
+            load_weights(network, read_weights(self._weights), self._weights)
+        elif self.settings.weights:
+            raise StateError(f"{path} is missing", hint="name the weights once more: --weights FILE")
+        network.eval().requires_grad_(False)
+        self._check(network)
+        if kept is None:
+            checkpoint.save(path, dict(network.state_dict()))
+        return network
+
+    def _check(self, network: nn.Module) -> None:
+        size = "x".join(map(str, self.settings.input_size))
+        try:
+            with torch.no_grad():
+                found = network(torch.zeros(2, *self.settings.input_size))
+        except Exception as error:  # the user's own code
+            said = str(error).partition("\n")[0]
+            raise BuildError(
+                f"{self.settings.model} cannot take images of {size}: {type(error).__name__}: {said}",
+                hint="check --input-size",
+            ) from error
+        if not isinstance(found, Tensor) or found.ndim != 2 or found.shape[0] != 2 or found.shape[1] < 2:
+            what = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            raise UsageError(
+                f"for two images {self.settings.model} gives {what}, not class logits [2, K]",
+                hint="a bundle holds a classifier so far; other networks go through builder.elastify in Python",
+            )
+
+    @cached_property
+    def class_count(self) -> int:
+        """Width of the oracle's output."""
+        with torch.no_grad():
+            return int(self.oracle(torch.zeros(1, *self.settings.input_size)).shape[1])
+
+    @cached_property
+    def data(self) -> DataFolder:
+        """The images, opened; `InputError` where their classes are not the network's."""
+        settings = self.settings
+        opened = open_data(
+            Path(settings.data), settings.preprocessing(), class_names=settings.classes, seed=settings.seed
+        )
+        for images in (opened.train, opened.validation):
+            if images.labels is not None and images.labels.max() >= self.class_count:
+                raise InputError(
+                    f"label {images.labels.max()} of the data is not a class of the network",
+                    hint=f"the network has {self.class_count} classes, counted from 0",
+                )
+        return opened
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """One name for each logit."""
+        names = self.settings.classes or self.data.class_names
+        if names and len(names) != self.class_count:
+            raise UsageError(
+                f"there are {len(names)} class names for the {self.class_count} outputs of the network",
+                hint="give all of them, one a line in the order of the outputs: --classes FILE",
+            )
+        return tuple(names) or tuple(f"class{index}" for index in range(self.class_count))
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The untrained supernet; the same every time."""
+        images = spread(self.data.train, FIT_IMAGES)
+        return make_supernet(self.oracle, images, ElasticOptions(), self.settings.seed, self.log)
+
+    @cached_property
+    def held_out(self) -> Tensor:
+        """Images that training does not see, as the network takes them."""
+        return spread(self.data.validation, CHECK_IMAGES)
+
+    def keep_trained(self) -> None:
+        """Write the trained alternatives, so that the verbs after training need no checkpoint of it."""
+        checkpoint.save(self.work / "trained.pt", dict(self.supernet.bodies.state_dict()))
+
+    def trained(self) -> Supernet:
+        """The trained supernet. Raises `StateError` where it has not been trained, or was another one."""
+        path = self.work / "trained.pt"
+        if (kept := checkpoint.load(path)) is None:
+            raise StateError(
+                f"there is no trained supernet in {self.work}", hint=f"train it: nnf-build train --work {self.work}"
+            )
+        try:
+            self.supernet.bodies.load_state_dict(kept)
+        except RuntimeError as error:
+            raise StateError(
+                f"{path} is of another supernet",
+                hint="this version offers other alternatives; train again in a new folder",
+            ) from error
+        return self.supernet.eval()
+
+    def prior(self) -> tuple[tuple[float, ...], ...]:
+        """What each trained alternative costs in quality, on held-out images."""
+        return kept_prior(self.trained(), self.held_out, self.work, self.log)
