@@ -1,113 +1,128 @@
-"""Which channels of a unit belong together, and may be pruned together.
-
-Element-wise operations, BN, pooling, padding and depthwise convolutions tie their input's channels to their output's;
-additions and products of equal width tie their operands. A class of tied values that reaches neither the unit's input
-nor its output is an inner width: its producers can lose output channels and its consumers input channels, together.
-"""
+"""The inner widths of a unit: channels that neither its input nor its output shows, and that may be pruned together."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import fx, nn
+import torch
+from torch import fx
 
-from builder.elastify.trace import is_activation, is_add, module_of, shape_of
+from builder.elastify.layout import ChannelLayouts, Layout
 
-__all__ = ["InnerWidth", "inner_widths", "is_depthwise"]
+__all__ = ["ChannelPlan", "InnerWidth", "channel_plan", "inner_widths"]
 
 
 @dataclass(frozen=True, slots=True)
 class InnerWidth:
-    """A set of values inside a unit whose channels are pruned together."""
+    """Channels inside a unit that are pruned together, in every value that holds them."""
 
     channels: int
-    """Number of channels today."""
+    """Number of channels today, as the first producer makes them."""
+
+    units: int
+    """Blocks of channels that are kept or dropped as a whole; as many as channels but behind grouped convolutions."""
+
+    balance: int
+    """Each of so many equal ranges keeps the same number of channels; 1 where it does not matter."""
 
     producers: tuple[str, ...]
-    """Convolutions (by module path) whose output channels these are."""
-
-    carriers: tuple[str, ...]
-    """BN and depthwise convolutions that keep these channels apart from each other."""
+    """Layers (by module path) that make them."""
 
     consumers: tuple[str, ...]
-    """Convolutions whose input channels these are."""
+    """Layers that read and mix them."""
 
 
-def is_depthwise(module: nn.Module | None) -> bool:
-    """Whether each output channel of a convolution reads the input channel of the same index only."""
-    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A stretch of a value's channels."""
+
+    width: int | None
+    """Index of its inner width; None where it stays as it is."""
+
+    channels: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelPlan:
+    """Which channels of which layer go when an inner width shrinks."""
+
+    widths: tuple[InnerWidth, ...]
+    """In order of their first producer."""
+
+    layers: Mapping[str, tuple[tuple[_Part, ...], tuple[_Part, ...]]]
+    """Layer -> parts of its input, parts of its output."""
+
+    constants: Mapping[str, tuple[int, tuple[_Part, ...]]]
+    """Parameter that is added or multiplied -> its channel axis, and its parts."""
+
+    values: Mapping[str, tuple[int, tuple[_Part, ...]]]
+    """Every value by its node's name -> its channel axis, and its parts."""
+
+    def kept(self, parts: tuple[_Part, ...], units: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """Indices of the channels that stay, int64, ascending; `units` names the kept blocks of the shrunk widths."""
+        found, offset = [], 0
+        for part in parts:
+            if part.width is None or part.width not in units:
+                found.append(torch.arange(part.channels) + offset)
+            else:
+                size = part.channels // self.widths[part.width].units
+                found.append((units[part.width][:, None] * size + torch.arange(size)).flatten() + offset)
+            offset += part.channels
+        return torch.cat(found)
+
+    def by_unit(self, parts: tuple[_Part, ...], per_channel: torch.Tensor, width: int) -> torch.Tensor:
+        """Sum a figure of each channel of a value over the blocks of one width, [units]."""
+        total, offset = torch.zeros(self.widths[width].units), 0
+        for part in parts:
+            if part.width == width:
+                block = per_channel[offset : offset + part.channels]
+                total += block.view(len(total), -1).sum(1)
+            offset += part.channels
+        return total
 
 
 def inner_widths(unit: fx.GraphModule) -> list[InnerWidth]:
     """The prunable widths of a unit, in order of their first producer; empty where nothing may be pruned."""
-    parent: dict[fx.Node, fx.Node] = {node: node for node in unit.graph.nodes}
-    refused: set[fx.Node] = set()
+    return list(channel_plan(unit).widths)
+
+
+def channel_plan(unit: fx.GraphModule) -> ChannelPlan:
+    """Follow the channels through a unit; its input and its output keep theirs."""
+    channels = ChannelLayouts(unit)
     for node in unit.graph.nodes:
-        tied = _tied_inputs(unit, node)
-        if tied is None:
-            refused.update((node, *node.all_input_nodes))
-        for other in tied or ():
-            parent[_root(parent, node)] = _root(parent, other)
-    blocked = {_root(parent, node) for node in refused} | {_root(parent, node) for node in _ends(unit.graph)}
-    return _collect(unit, parent, blocked)
+        if node.op == "placeholder":
+            channels.block(node)
+        elif node.op == "output":
+            for source in node.all_input_nodes:
+                channels.block(source)
+    inner = [root for root in channels.roots() if _is_prunable(channels, root)]
+    index = {root: number for number, root in enumerate(inner)}
+
+    def parts(layout: Layout) -> tuple[_Part, ...]:
+        return tuple(_Part(index.get(channels.root(p)), channels.size(p)) for p in layout.parts)
+
+    return ChannelPlan(
+        tuple(_width(channels, root) for root in inner),
+        {name: (parts(first), parts(last)) for name, (first, last) in channels.calls.items()},
+        {name: (axis, parts(layout)) for name, (axis, layout) in channels.constants.items()},
+        {node.name: (layout.axis, parts(layout)) for node, layout in channels.layouts.items()},
+    )
 
 
-def _root(parent: dict[fx.Node, fx.Node], node: fx.Node) -> fx.Node:
-    while parent[node] is not node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
+def _is_prunable(channels: ChannelLayouts, root: int) -> bool:
+    facts = channels.facts(root)
+    uneven = facts.balance > 1 and facts.units != channels.size(root)
+    return bool(facts.producers and facts.consumers and facts.activated) and not (facts.blocked or uneven)
 
 
-def _ends(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes whose channels the rest of the network sees: the unit's input and its output."""
-    return [node for node in graph.nodes if node.op in ("placeholder", "output")]
-
-
-def _tied_inputs(unit: fx.GraphModule, node: fx.Node) -> list[fx.Node] | None:
-    """Inputs whose channels are the node's own; empty for a dense convolution; None where nothing is known."""
-    if node.op == "placeholder":
-        return []
-    inputs = node.all_input_nodes
-    module = module_of(unit, node)
-    if isinstance(module, nn.Conv2d):
-        if module.groups == 1:
-            return []
-        return inputs if is_depthwise(module) else None
-    if node.op == "output" or is_activation(unit, node) or _keeps_channels(module, node):
-        return inputs
-    if (is_add(node) or _is_mul(node)) and len({shape_of(i)[1:2] for i in inputs}) == 1:
-        return inputs
-    return None
-
-
-def _is_mul(node: fx.Node) -> bool:
-    return getattr(node.target, "__name__", node.target) == "mul"
-
-
-def _keeps_channels(module: nn.Module | None, node: fx.Node) -> bool:
-    kept = (nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.ZeroPad2d)
-    if isinstance(module, kept):
-        return True
-    name = getattr(node.target, "__name__", node.target)
-    return node.op != "call_module" and name in ("pad", "_pad", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d")
-
-
-def _collect(unit: fx.GraphModule, parent: dict[fx.Node, fx.Node], blocked: set[fx.Node]) -> list[InnerWidth]:
-    producers: dict[fx.Node, list[str]] = {}
-    carriers: dict[fx.Node, list[str]] = {}
-    consumers: dict[fx.Node, list[str]] = {}
-    widths: dict[fx.Node, int] = {}
-    for node in unit.graph.nodes:
-        module, root = module_of(unit, node), _root(parent, node)
-        if isinstance(module, nn.Conv2d) and module.groups == 1:
-            producers.setdefault(root, []).append(str(node.target))
-            widths[root] = module.out_channels
-            consumers.setdefault(_root(parent, node.all_input_nodes[0]), []).append(str(node.target))
-        elif isinstance(module, nn.BatchNorm2d) or is_depthwise(module):
-            carriers.setdefault(root, []).append(str(node.target))
-    return [
-        InnerWidth(widths[root], tuple(made), tuple(carriers.get(root, ())), tuple(consumers[root]))
-        for root, made in producers.items()
-        if root not in blocked and root in consumers
-    ]
+def _width(channels: ChannelLayouts, root: int) -> InnerWidth:
+    facts = channels.facts(root)
+    producers, consumers = tuple(dict.fromkeys(facts.producers)), tuple(dict.fromkeys(facts.consumers))
+    size = next(
+        channels.size(part)
+        for _, layout in (channels.calls[producers[0]],)
+        for part in layout.parts
+        if channels.root(part) == root
+    )
+    return InnerWidth(size, facts.units, facts.balance, producers, consumers)

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a traced piece: a device-free proxy of its cost, used to spread training paths."""
+"""Multiply-accumulates and bytes of a traced piece: device-free proxies of its cost."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 from torch import fx, nn
 
-from builder.elastify.trace import module_of, shape_of
+from builder.elastify.nodes import module_of, shape_of
 
-__all__ = ["multiply_accumulates"]
+__all__ = ["multiply_accumulates", "node_macs", "storage_bytes"]
 
 
 def multiply_accumulates(module: nn.Module) -> int:
@@ -19,13 +19,22 @@ def multiply_accumulates(module: nn.Module) -> int:
     """
     if not isinstance(module, fx.GraphModule):
         return 0
-    return sum(_node_cost(module, node) for node in module.graph.nodes)
+    return sum(node_macs(module, node) for node in module.graph.nodes)
 
 
-def _node_cost(module: fx.GraphModule, node: fx.Node) -> int:
+def node_macs(module: fx.GraphModule, node: fx.Node) -> int:
+    """Multiply-accumulates of one node for one image; only convolutions and linear layers count."""
     layer = module_of(module, node)
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return layer.weight.numel() * math.prod(shape_of(node)[2:])
+    if isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return layer.weight.numel() * math.prod(shape_of(node.all_input_nodes[0])[2:])
     if isinstance(layer, nn.Linear):
-        return layer.weight.numel()
+        return layer.weight.numel() * math.prod(shape_of(node)[1:-1])
     return 0
+
+
+def storage_bytes(module: nn.Module) -> int:
+    """Bytes of all weights and statistics; counters are left out."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers()) if t.ndim}
+    return sum(t.numel() * t.element_size() for t in tensors.values())

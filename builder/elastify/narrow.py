@@ -7,47 +7,59 @@ it: what the unit's output would miss. (Weight-only criteria and "the first k" i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from builder.elastify.channels import InnerWidth, inner_widths, is_depthwise
+from builder.elastify.channels import ChannelPlan, InnerWidth, channel_plan
 
-__all__ = ["channel_importance", "kept_channels", "narrow"]
+__all__ = ["channel_importance", "kept_channels", "kept_units", "narrow"]
 
 CHANNEL_STEP = 16
 """Kept channels are a multiple of this (half of it in very thin layers): CPU kernels work on blocks of 8 or 16."""
 
 
-def channel_importance(unit: fx.GraphModule, inputs: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Importance of each inner channel: first producer of the width -> float tensor [channels], larger is better.
+def channel_importance(unit: fx.GraphModule, inputs: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Importance of each inner block of channels: first producer of the width -> float tensor [units], large is good.
 
     Args:
         unit: a unit from `find_segments`, in eval mode.
         inputs: batches [N, C, H, W] that really enter this unit.
     """
-    widths = inner_widths(unit)
-    power = _input_power(unit, {name for width in widths for name in width.consumers}, inputs)
-    return {width.producers[0]: _importance(unit, width, power) for width in widths}
+    plan = channel_plan(unit)
+    power = _input_power(unit, {name for width in plan.widths for name in width.consumers}, inputs)
+    return {width.producers[0]: _importance(unit, plan, index, power) for index, width in enumerate(plan.widths)}
 
 
-def _importance(unit: fx.GraphModule, width: InnerWidth, power: dict[str, torch.Tensor]) -> torch.Tensor:
-    total = torch.zeros(width.channels)
-    for name in width.consumers:
-        weight = unit.get_submodule(name).weight.detach()  # [out, in, k, k]
-        total += weight.pow(2).sum(dim=(0, 2, 3)) * power[name]
+def _importance(unit: fx.GraphModule, plan: ChannelPlan, index: int, power: Mapping[str, Tensor]) -> Tensor:
+    total = torch.zeros(plan.widths[index].units)
+    for name in plan.widths[index].consumers:
+        energy = _input_energy(unit.get_submodule(name)) * power[name]
+        total += plan.by_unit(plan.layers[name][0], energy, index)
     return total.sqrt()
 
 
-def _input_power(unit: fx.GraphModule, consumers: set[str], inputs: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Mean square of each input channel of the named convolutions."""
-    sums: dict[str, torch.Tensor] = {}
+def _input_energy(layer: nn.Module) -> Tensor:
+    """Sum of the squared weights that read each input channel, [inputs]."""
+    weight = layer.weight.detach()  # [out, in / groups, ...]
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    blocks = weight.view(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return blocks.pow(2).sum((1, 3)).flatten()
+
+
+def _input_power(unit: fx.GraphModule, consumers: set[str], inputs: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Mean square of each input channel of the named layers."""
+    sums: dict[str, Tensor] = {}
     batches = 0
 
     def record(name: str) -> object:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            value = args[0].detach().pow(2).mean(dim=(0, 2, 3))
+        channels_last = isinstance(unit.get_submodule(name), nn.Linear)
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            squares = args[0].detach().pow(2)
+            axis = squares.ndim - 1 if channels_last else 1
+            value = squares.mean(dim=[d for d in range(squares.ndim) if d != axis])
             sums[name] = sums[name] + value if name in sums else value
 
         return unit.get_submodule(name).register_forward_pre_hook(hook)
@@ -69,40 +81,106 @@ def kept_channels(channels: int, ratio: float) -> int:
     return min(channels, max(step, round(wanted / step) * step))
 
 
-def narrow(unit: fx.GraphModule, ratio: float, importance: dict[str, torch.Tensor]) -> fx.GraphModule | None:
+def kept_units(width: InnerWidth, ratio: float) -> int:
+    """How many of the width's blocks a copy of width `ratio` keeps; at least one in each balanced range."""
+    size = width.channels // width.units
+    if size == 1 and width.balance == 1:
+        return kept_channels(width.channels, ratio)
+    ranged = width.units // width.balance
+    wanted = max(1, round(ranged * ratio))
+    if width.balance > 1:
+        wanted = max(1, round(kept_channels(width.channels, ratio) / width.balance))
+    return min(ranged, wanted) * width.balance
+
+
+def narrow(unit: fx.GraphModule, ratio: float, importance: Mapping[str, Tensor]) -> fx.GraphModule | None:
     """A trainable copy of `unit` with about `ratio` of each inner width; None where no width can shrink."""
-    widths = [width for width in inner_widths(unit) if kept_channels(width.channels, ratio) < width.channels]
-    if not widths:
+    plan = channel_plan(unit)
+    kept = {
+        index: _most_important(importance[width.producers[0]], width, ratio)
+        for index, width in enumerate(plan.widths)
+        if kept_units(width, ratio) < width.units
+    }
+    if not kept:
         return None
     result = copy.deepcopy(unit)
-    for width in widths:
-        count = kept_channels(width.channels, ratio)
-        kept = importance[width.producers[0]].topk(count).indices.sort().values
-        _shrink(result, width, kept)
+    _shrink(result, plan, kept)
     for parameter in result.parameters():
         parameter.requires_grad_(True)
     return result
 
 
-def _shrink(unit: fx.GraphModule, width: InnerWidth, kept: torch.Tensor) -> None:
-    for name in width.producers:
-        _keep_outputs(unit.get_submodule(name), kept)
-    for name in width.carriers:
-        _keep_outputs(unit.get_submodule(name), kept)
-    for name in width.consumers:
-        module = unit.get_submodule(name)
-        module.weight = nn.Parameter(module.weight.detach()[:, kept].clone())
-        module.in_channels = len(kept)
+def _most_important(importance: Tensor, width: InnerWidth, ratio: float) -> Tensor:
+    """Indices of the kept blocks, ascending; as many from each balanced range."""
+    ranges = importance.view(width.balance, -1)
+    chosen = ranges.topk(kept_units(width, ratio) // width.balance, dim=1).indices.sort(1).values
+    return (chosen + torch.arange(width.balance)[:, None] * ranges.shape[1]).flatten()
 
 
-def _keep_outputs(module: nn.Module, kept: torch.Tensor) -> None:
-    for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+def _shrink(unit: fx.GraphModule, plan: ChannelPlan, kept: Mapping[int, Tensor]) -> None:
+    for name, (inputs, outputs) in plan.layers.items():
+        _slice_layer(unit.get_submodule(name), plan.kept(inputs, kept), plan.kept(outputs, kept))
+    for name, (axis, parts) in plan.constants.items():
+        _slice_constant(unit, name, axis, plan.kept(parts, kept))
+    for node in unit.graph.nodes:
+        if node.op == "call_method" and node.target == "reshape" and node.name in plan.values:
+            axis, parts = plan.values[node.name]
+            sizes = list(node.args)
+            if isinstance(sizes[1 + axis], int) and sizes[1 + axis] > 0:
+                sizes[1 + axis] = len(plan.kept(parts, kept))
+            node.args = tuple(sizes)
+    unit.recompile()
+
+
+def _slice_layer(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Keep the input and output channels of the given indices."""
+    if isinstance(layer, nn.Conv2d):
+        layer.weight = nn.Parameter(_sliced_kernel(layer, inputs, outputs))
+        layer.groups = len(inputs) // layer.weight.shape[1]
+        layer.in_channels, layer.out_channels = len(inputs), len(outputs)
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.detach()[outputs].clone())
+    elif isinstance(layer, nn.Linear):
+        layer.weight = nn.Parameter(layer.weight.detach()[outputs][:, inputs].clone())
+        layer.in_features, layer.out_features = len(inputs), len(outputs)
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias.detach()[outputs].clone())
+    else:
+        _slice_vectors(layer, outputs)
+
+
+def _sliced_kernel(conv: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """Kernel [out, in / groups, k, k] of the groups that still have outputs, block by block."""
+    per_in, per_out = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    if conv.groups == 1:
+        return conv.weight.detach()[outputs][:, inputs].clone()
+    if per_in == 1:
+        return conv.weight.detach()[outputs].clone()
+    blocks = []
+    for group in range(conv.groups):
+        rows = outputs[outputs // per_out == group]
+        columns = inputs[inputs // per_in == group] - group * per_in
+        if len(rows):
+            blocks.append(conv.weight.detach()[rows][:, columns])
+    return torch.cat(blocks)
+
+
+def _slice_vectors(norm: nn.Module, kept: Tensor) -> None:
+    for name, value in [*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)]:
         if value.ndim:
             sliced = value.detach()[kept].clone()
-            setattr(module, name, nn.Parameter(sliced) if isinstance(value, nn.Parameter) else sliced)
-    if isinstance(module, nn.BatchNorm2d):
-        module.num_features = len(kept)
-        return
-    if is_depthwise(module):
-        module.groups = module.in_channels = len(kept)
-    module.out_channels = len(kept)
+            setattr(norm, name, nn.Parameter(sliced) if isinstance(value, nn.Parameter) else sliced)
+    if isinstance(norm, nn.LayerNorm):
+        norm.normalized_shape = (len(kept),)
+    elif isinstance(norm, nn.PReLU):
+        norm.num_parameters = len(kept)
+    else:
+        norm.num_features = len(kept)
+
+
+def _slice_constant(unit: fx.GraphModule, name: str, axis: int, kept: Tensor) -> None:
+    *path, leaf = name.split(".")
+    holder = unit.get_submodule(".".join(path))
+    value = getattr(holder, leaf)
+    sliced = value.detach().index_select(axis, kept).clone()
+    setattr(holder, leaf, nn.Parameter(sliced) if isinstance(value, nn.Parameter) else sliced)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from builder.elastify.trace import is_activation, is_add, module_of
+from builder.elastify.nodes import is_activation, is_add, module_of
 
-__all__ = ["linear_exit", "node_values", "refit_projection"]
+__all__ = ["exit_node", "linear_exit", "node_values", "refit_projection"]
 
 MAX_COLUMNS = 2304
 """Larger systems (inputs times kernel area) are left to training."""
@@ -32,9 +32,14 @@ class _Projection:
     """The value that the refit controls: the BN's output, or the convolution's."""
 
 
+def exit_node(unit: fx.GraphModule) -> fx.Node:
+    """The node that makes the unit's output."""
+    return next(node for node in unit.graph.nodes if node.op == "output").all_input_nodes[0]
+
+
 def linear_exit(unit: fx.GraphModule) -> fx.Node:
     """The unit's output before a trailing activation."""
-    node = next(node for node in unit.graph.nodes if node.op == "output").all_input_nodes[0]
+    node = exit_node(unit)
     return node.all_input_nodes[0] if is_activation(unit, node) else node
 
 

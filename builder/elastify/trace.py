@@ -1,143 +1,106 @@
-"""From a module to a clean inference graph, and from parts of a graph to modules again."""
+"""From a module to a clean inference graph, and from parts of a graph to modules again.
+
+torch.fx is tried first, because it keeps the developer's own modules; `exported` (torch.export) where fx cannot follow.
+"""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch import Tensor, fx, nn
 
+from builder.elastify.exported import trace_exported
+from builder.elastify.nodes import is_activation, is_add, module_of, shape_of
+from builder.elastify.purify import drop_inert, make_pure
+from builder.elastify.static_shapes import settle_shapes
 from edge_runtime.errors import UsageError
 
-__all__ = ["ACTIVATIONS", "is_activation", "is_add", "module_of", "shape_of", "subgraph", "trace"]
+__all__ = ["Inputs", "is_activation", "is_add", "module_of", "shape_of", "subgraph", "trace"]
 
-ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU)
-_FUNCTIONAL_ACTIVATIONS = (
-    torch.relu,
-    torch.sigmoid,
-    nn.functional.relu,
-    nn.functional.relu6,
-    nn.functional.hardswish,
-    nn.functional.hardsigmoid,
-    nn.functional.silu,
-)
-_METHOD_ACTIVATIONS = ("relu", "sigmoid")
-_PLAIN_METHODS = {"relu_": "relu", "sigmoid_": "sigmoid", "add_": "add", "mul_": "mul"}
-_PLAIN_FUNCTIONS = {
-    operator.iadd: operator.add,
-    operator.imul: operator.mul,
-    torch.relu_: torch.relu,
-    torch.sigmoid_: torch.sigmoid,
-}
-_INERT = (nn.Identity, nn.Dropout, nn.Dropout2d)
+Inputs = Tensor | Sequence[Tensor]
+"""A network's one input, or all of them in order; each has the batch first."""
 
 
-def trace(model: nn.Module, example: torch.Tensor) -> fx.GraphModule:
-    """Trace `model` in eval mode and record the shape of every value for `example` [N, C, H, W].
+def trace(model: nn.Module, example: Inputs) -> fx.GraphModule:
+    """Trace `model` in eval mode and record the shape of every value for `example` (each input [N, ...]).
 
     The model itself is copied and left as it was. Identity and dropout are removed: they do nothing at inference.
     In-place operations become plain ones with the same result, so that a value of the graph never changes later.
+    Sizes read from shapes become numbers (the batch stays free): the graph is for the example's resolution.
 
     Raises:
-        UsageError: the model cannot be traced, or takes more than one input.
+        UsageError: neither torch.fx nor torch.export can follow the model, or it fails on `example`.
     """
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
     model = copy.deepcopy(model).eval()
+    name = type(model).__name__
     try:
-        traced = fx.symbolic_trace(model)
+        with torch.no_grad():
+            model(*examples)
     except Exception as error:
         raise UsageError(
-            f"{type(model).__name__} cannot be traced: {error}",
-            hint="torch.fx cannot follow control flow that depends on values; move it out of forward",
+            f"{name} cannot run on the example: {_first_line(error)}", hint="give inputs as its forward takes them"
         ) from error
-    if sum(node.op == "placeholder" for node in traced.graph.nodes) != 1:
-        raise UsageError(f"{type(model).__name__} takes several inputs", hint="wrap it in a module with one input")
-    _drop_inert(traced)
-    _make_pure(traced)
-    with torch.no_grad():
-        ShapeProp(traced).propagate(example)
+    traced = _followed(model, examples, name)
+    drop_inert(traced)
+    make_pure(traced)
+    settle_shapes(traced, examples)
     return traced
 
 
-def _drop_inert(traced: fx.GraphModule) -> None:
-    for node in list(traced.graph.nodes):
-        if isinstance(module_of(traced, node), _INERT) or node.target is nn.functional.dropout:
-            node.replace_all_uses_with(node.all_input_nodes[0])
-            traced.graph.erase_node(node)
-    traced.graph.eliminate_dead_code()
+def _followed(model: nn.Module, examples: tuple[Tensor, ...], name: str) -> fx.GraphModule:
+    try:
+        return _trace_fx(model, examples)
+    except Exception as error:
+        reason = _first_line(error)
+    try:
+        return trace_exported(model, examples)
+    except Exception as error:
+        raise UsageError(
+            f"{name} cannot be traced: {reason}; torch.export: {_first_line(error)}",
+            hint="move control flow that depends on values out of forward",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _trace_fx(model: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphModule:
+    """Trace with torch.fx; arguments of forward beyond the examples keep their default value."""
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY, p.POSITIONAL_ONLY)]
+    defaults = {p.name: p.default for p in named[len(examples) :] if p.default is not p.empty}
+    traced = fx.symbolic_trace(model, concrete_args=defaults or None)
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    for extra in placeholders[len(examples) :]:
+        for user in list(extra.users):  # checks that the argument is the default
+            traced.graph.erase_node(user)
+        traced.graph.erase_node(extra)
     traced.recompile()
+    return traced
 
 
-def _make_pure(traced: fx.GraphModule) -> None:
-    """Replace operations that write into their input; who reads that input afterwards reads the result instead."""
-    writing = {node for node in traced.graph.nodes if _writes_input(traced, node)}
-    seen: set[fx.Node] = set()
-    for node in traced.graph.nodes:
-        seen.add(node)
-        if node in writing:
-            node.all_input_nodes[0].replace_all_uses_with(node, delete_user_cb=lambda user: user not in seen)
-            _turn_plain(node)
-    for module in traced.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False
-    traced.recompile()
-
-
-def _writes_input(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_method":
-        return node.target in _PLAIN_METHODS
-    functional = node.op == "call_function" and node.target in _FUNCTIONAL_ACTIVATIONS
-    asked = node.kwargs.get("inplace", len(node.args) > 1 and node.args[1]) if functional else False
-    return bool(asked) or node.target in _PLAIN_FUNCTIONS or getattr(module_of(traced, node), "inplace", False)
-
-
-def _turn_plain(node: fx.Node) -> None:
-    if node.op == "call_method":
-        node.target = _PLAIN_METHODS[str(node.target)]
-    elif node.target in _PLAIN_FUNCTIONS:
-        node.target = _PLAIN_FUNCTIONS[node.target]
-    elif node.op == "call_function":  # a functional activation with its flag
-        node.args, node.kwargs = tuple(node.all_input_nodes), {}
-
-
-def module_of(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The module that `node` calls, None for functions and methods."""
-    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def is_activation(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether `node` is an element-wise non-linearity of one input."""
-    if node.op == "call_method":
-        return node.target in _METHOD_ACTIVATIONS
-    return node.target in _FUNCTIONAL_ACTIVATIONS or isinstance(module_of(graph_module, node), ACTIVATIONS)
-
-
-def is_add(node: fx.Node) -> bool:
-    """Whether `node` adds two values of the graph."""
-    called = node.target in (operator.add, torch.add) or (node.op == "call_method" and node.target == "add")
-    return called and len(node.all_input_nodes) == 2
-
-
-def shape_of(node: fx.Node) -> tuple[int, ...]:
-    """Shape that shape propagation saw at `node`, batch included; empty where it is not a tensor."""
-    meta = node.meta.get("tensor_meta")
-    return tuple(meta.shape) if meta is not None and hasattr(meta, "shape") else ()
-
-
-def subgraph(source: fx.GraphModule, entry: fx.Node, nodes: Sequence[fx.Node], output: fx.Node) -> fx.GraphModule:
-    """The nodes between `entry` (exclusive) and `output` as a module of one input and one output.
+def subgraph(
+    source: fx.GraphModule, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]
+) -> fx.GraphModule:
+    """`nodes` (in order, constants included) as a module that maps `inputs` to `outputs`: one value, or a tuple.
 
     Submodules are shared with `source`, not copied, so that the result computes with the very same weights.
     """
     graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {entry: graph.placeholder("x")}
-    copies[entry].meta = dict(entry.meta)
+    copies: dict[fx.Node, fx.Node] = {}
+    for number, node in enumerate(inputs):
+        copies[node] = graph.placeholder("x" if len(inputs) == 1 else f"x{number}")
+        copies[node].meta = dict(node.meta)
     for node in nodes:
         copies[node] = graph.node_copy(node, lambda old: copies[old])
         copies[node].meta = dict(node.meta)
-    graph.output(copies[output])
+    graph.output(copies[outputs[0]] if len(outputs) == 1 else tuple(copies[node] for node in outputs))
     root = nn.Module()
     for name in _targets(nodes):
         _attach(root, name, source)

@@ -1,164 +1,220 @@
-"""Find the units of a traced CNN: the single-entry, single-exit regions that may be exchanged.
+"""Choose the units of a traced CNN: disjoint regions that may be exchanged and that hold as much compute as possible.
 
-A cut is a value through which every path from the input to the output goes. Between two neighbouring cuts there is
-either one operation or a region of several paths, and a region that contains convolutions and ends at an addition is
-a residual unit. In the plain runs between such regions a unit ends at each linear convolution (one that no activation
-follows: the projection of an inverted residual without shortcut). All the rest is fixed: stem, pooling, head.
+Every closed region (see `regions`) between two values is a candidate. It is worth the compute of its layers that touch
+an inner width, and where it can be skipped (a residual region of one shape) all of its compute. Candidates that do not
+overlap are chosen so that the sum is largest, in one pass over the graph; equal sums are decided for residual regions,
+for more units, then for fewer nodes. So a residual block, a linear bottleneck, the inside of a dense layer, the branch
+of a split, and a pair of plain convolutions come out of the same rule. The stem and the head stay fixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import fx, nn
 
-from builder.elastify.trace import is_activation, is_add, module_of, shape_of, subgraph
+from builder.elastify.cost import node_macs
+from builder.elastify.layout import ChannelLayouts
+from builder.elastify.narrow import kept_channels
+from builder.elastify.nodes import (
+    is_activation,
+    is_add,
+    is_conv,
+    is_norm,
+    is_padding,
+    module_of,
+    op_name,
+    shape_of,
+    tensor_inputs,
+)
+from builder.elastify.regions import GraphIndex, Region, bits, find_regions, is_image
 
-__all__ = ["Segment", "find_segments"]
+__all__ = ["Choice", "choose_units"]
+
+MOST_LAYERS = 24
+"""Convolutions and linear layers in one unit at most."""
+
+PROBE_WIDTH = 0.5
+RESIDUAL_BONUS, ADDITION_BONUS = 0.05, 0.02
+UNIT_SHARE, UNIT_BONUS = 0.003, 0.1
+"""A further unit is worth this share of the network's compute, but at most this share of its own."""
+
+NODE_COST = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """A piece of the network between two cuts; the pieces in order are the network."""
+class Choice:
+    """A region that became a unit."""
 
-    module: fx.GraphModule
-    """The piece as a module of one input and one output; shares its weights with the traced network."""
-
-    elastic: bool
-    """Whether it is a unit that can get alternatives; fixed otherwise."""
-
-    in_shape: tuple[int, ...]
-    """Shape of its input without the batch dimension."""
-
-    out_shape: tuple[int, ...]
-    """Shape of its output without the batch dimension."""
+    entry: fx.Node
+    nodes: tuple[fx.Node, ...]
+    """In order, without constants; the last one makes the value that leaves."""
 
     reason: str
-    """In one clause why it is a unit, or why it stays fixed."""
+    """In one clause what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    region: Region
+    score: float
+    reason: str
 
     @property
-    def keeps_shape(self) -> bool:
-        """Whether it can be skipped: input and output have the same shape."""
-        return self.in_shape == self.out_shape
+    def first(self) -> int:
+        return (self.region.mask & -self.region.mask).bit_length() - 1
 
 
-def find_segments(traced: fx.GraphModule) -> list[Segment]:
-    """Split a graph from `trace` into fixed pieces and units, in order, input first."""
-    cuts = _cuts(traced.graph)
-    steps = [(entry, _between(traced.graph, entry, cut)) for entry, cut in pairwise(cuts)]
-    return [_segment(traced, *piece) for piece in _group(traced, steps)]
+def choose_units(traced: fx.GraphModule) -> list[Choice]:
+    """The units of a graph from `trace`, in order; empty where nothing is worth exchanging."""
+    chooser = _Chooser(traced)
+    chosen = _best_disjoint(chooser.candidates())
+    nodes = chooser.index.nodes
+    return [Choice(nodes[c.region.entry], tuple(nodes[i] for i in bits(c.region.mask)), c.reason) for c in chosen]
 
 
-def _cuts(graph: fx.Graph) -> list[fx.Node]:
-    """Values that are alone alive after they are computed, placeholder first, network output last."""
-    nodes = [node for node in graph.nodes if node.op not in ("output", "get_attr")]
-    position = {node: index for index, node in enumerate(nodes)}
-    last_use = {node: max((position.get(user, len(nodes)) for user in node.users), default=-1) for node in nodes}
-    cuts, furthest = [], -1
-    for index, node in enumerate(nodes):
-        if furthest <= index:
-            cuts.append(node)
-        furthest = max(furthest, last_use[node])
-    return cuts
+def _best_disjoint(candidates: Sequence[_Candidate]) -> list[_Candidate]:
+    """Weighted interval scheduling: the disjoint stretches of nodes of the largest total score."""
+    ordered = sorted(candidates, key=lambda c: c.region.exit)
+    ends = [c.region.exit for c in ordered]
+    best: list[tuple[float, int, bool]] = [(0.0, 0, False)]
+    for number, candidate in enumerate(ordered):
+        before = bisect_right(ends, candidate.first - 1, hi=number)
+        taken, left = best[before][0] + candidate.score, best[number][0]
+        best.append((taken, before, True) if taken > left else (left, number, False))
+    chosen, at = [], len(ordered)
+    while at:
+        _, before, taken = best[at]
+        if taken:
+            chosen.append(ordered[at - 1])
+        at = before
+    return chosen[::-1]
 
 
-def _between(graph: fx.Graph, entry: fx.Node, exit_node: fx.Node) -> list[fx.Node]:
-    """All nodes after `entry` up to and including `exit_node`, with the constants that they read."""
-    inside = False
-    body: list[fx.Node] = []
-    for node in graph.nodes:
-        if inside and node.op != "output":
-            body.append(node)
-        if node is entry:
-            inside = True
-        if node is exit_node:
-            return body
-    return body
+class _Chooser:
+    """What the candidates of one graph are worth."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        self._traced = traced
+        self.index = GraphIndex(traced.graph)
+        self._macs = [node_macs(traced, node) for node in self.index.nodes]
+        self._total = max(1, sum(self._macs))
+        self._convs = self._mask_of(lambda node: is_conv(traced, node))
+        self._layers = self._mask_of(lambda node: node_macs(traced, node) > 0)
+        self._widths = self._inner_widths()
+
+    def candidates(self) -> list[_Candidate]:
+        cuts = self._mask_of(self._is_cut)
+        regions = [r for r in find_regions(self.index, cuts, self._layers, MOST_LAYERS) if self._is_behind_stem(r)]
+        residual = [r for r in regions if self._is_residual(r)]
+        innermost = [r for r in residual if not any(_holds(r, other) for other in residual)]
+        found = []
+        for region in regions:
+            if any(_holds(region, other) for other in innermost):
+                continue
+            candidate = self._valued(region, residual=region in innermost)
+            if candidate.score > 0:
+                found.append(candidate)
+        return found
+
+    def _mask_of(self, wanted: object) -> int:
+        return sum(1 << i for i, node in enumerate(self.index.nodes) if wanted(node))
+
+    def _is_cut(self, node: fx.Node) -> bool:
+        """Whether a unit may begin or end at a value: not between a layer and its BN, activation or padding."""
+        if not is_image(node) or is_padding(self._traced, node):
+            return False
+        users = list(node.users)
+        if len(users) != 1:
+            return True
+        sticky = is_norm(self._traced, users[0]) or is_activation(self._traced, users[0])
+        made_by_layer = node_macs(self._traced, node) > 0 or is_norm(self._traced, node)
+        added = is_add(node) and is_activation(self._traced, users[0])
+        return not (sticky and made_by_layer) and not added
+
+    def _is_behind_stem(self, region: Region) -> bool:
+        """Whether a convolution comes before it: the first one, which reads the image, stays fixed."""
+        above = self.index.ancestors[region.entry] | 1 << region.entry
+        return bool(above & self._convs) and bool(region.mask & self._convs)
+
+    def _exit_addition(self, region: Region) -> fx.Node:
+        """The node behind which only activations follow up to the exit."""
+        node = self.index.nodes[region.exit]
+        while is_activation(self._traced, node) and region.mask >> self.index.position[node.all_input_nodes[0]] & 1:
+            node = tensor_inputs(node)[0]
+        return node
+
+    def _is_residual(self, region: Region) -> bool:
+        """Whether it ends at the addition of a shortcut (the entry, or linear operations on it) and another way."""
+        end = self._exit_addition(region)
+        if not is_add(end):
+            return False
+        first, second = (self._way(region, operand) for operand in tensor_inputs(end))
+        return any(
+            self._is_linear(one) and other & self._convs and not self._is_linear(other)
+            for one, other in ((first, second), (second, first))
+        )
+
+    def _way(self, region: Region, operand: fx.Node) -> int:
+        position = self.index.position[operand]
+        return region.mask & (self.index.ancestors[position] | 1 << position)
+
+    def _is_linear(self, way: int) -> bool:
+        return not any(is_activation(self._traced, self.index.nodes[i]) for i in bits(way))
+
+    def _inner_widths(self) -> list[tuple[int, int]]:
+        """For each width that can shrink: bit set of the values that hold it, of the layers that touch it."""
+        channels = ChannelLayouts(self._traced)
+        by_path: dict[str, int] = {}
+        for i, node in enumerate(self.index.nodes):
+            if module_of(self._traced, node) is not None:
+                by_path[str(node.target)] = by_path.get(str(node.target), 0) | 1 << i
+        found = []
+        for root in channels.roots():
+            facts = channels.facts(root)
+            size = channels.size(root)
+            shrinks = facts.units < size or kept_channels(size, PROBE_WIDTH) < size
+            if facts.blocked or not (facts.producers and facts.consumers and facts.activated and shrinks):
+                continue
+            values = sum(1 << self.index.position[node] for node in facts.values)
+            touching = 0
+            for name in (*facts.producers, *facts.consumers):
+                touching |= by_path[name]
+            found.append((values, touching | values & self._layers))
+        return found
+
+    def _valued(self, region: Region, *, residual: bool) -> _Candidate:
+        inner = region.mask & ~(1 << region.exit)
+        touched = 0
+        for values, layers in self._widths:
+            if not values & ~inner:
+                touched |= layers & region.mask
+        entry, last = self.index.nodes[region.entry], self.index.nodes[region.exit]
+        whole = residual and shape_of(entry) == shape_of(last)
+        worth = sum(self._macs[i] for i in bits(region.mask if whole else touched))
+        ends_at_add = is_add(self._exit_addition(region))
+        bonus = RESIDUAL_BONUS if residual else ADDITION_BONUS if ends_at_add else 0.0
+        score = worth * (1 + bonus) + min(UNIT_SHARE * self._total, UNIT_BONUS * worth)
+        score -= NODE_COST * self._total * region.mask.bit_count() if worth else 0
+        return _Candidate(region, score, self._reason(region, residual))
+
+    def _reason(self, region: Region, residual: bool) -> str:
+        if residual:
+            return "residual region"
+        nodes = [self.index.nodes[i] for i in bits(region.mask)]
+        names = {op_name(self._traced, node) for node in nodes}
+        if names & {"cat", "concat"}:
+            return "branches that are concatenated"
+        end = nodes[-1]
+        convs = [module_of(self._traced, node) for node in nodes if is_conv(self._traced, node)]
+        linear_exit = is_conv(self._traced, end) or isinstance(module_of(self._traced, end), nn.BatchNorm2d)
+        if linear_exit:
+            return "linear bottleneck"
+        depthwise = any(conv.groups == conv.in_channels > 1 for conv in convs if isinstance(conv, nn.Conv2d))
+        return "depthwise separable run" if depthwise else "plain run of convolutions"
 
 
-Step = tuple[fx.Node, list[fx.Node]]
-Piece = tuple[fx.Node, list[fx.Node], str]
-
-
-def _group(traced: fx.GraphModule, steps: Sequence[Step]) -> Iterator[Piece]:
-    """Join steps into pieces: (entry, nodes, reason); an empty reason marks a fixed piece."""
-    run: list[Step] = []
-    index = 0
-    while index < len(steps):
-        entry, nodes = steps[index]
-        index += 1
-        if not _is_residual(traced, nodes):
-            run.append((entry, nodes))
-            continue
-        yield from _split_run(traced, run)
-        run = []
-        while index < len(steps) and len(steps[index][1]) == 1 and is_activation(traced, steps[index][1][0]):
-            nodes = nodes + steps[index][1]
-            index += 1
-        yield entry, nodes, "residual region"
-    yield from _split_run(traced, run)
-
-
-def _is_residual(traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> bool:
-    return len(nodes) > 1 and is_add(nodes[-1]) and bool(_convolutions(traced, nodes))
-
-
-def _split_run(traced: fx.GraphModule, run: Sequence[Step]) -> Iterator[Piece]:
-    """Cut a plain run behind each linear convolution; the stem and what follows the last one stay fixed."""
-    open_steps: list[Step] = []
-    for step in run:
-        open_steps.append(step)
-        if not _ends_linear(traced, step[1][-1]):
-            continue
-        stem = _stem_length(traced, open_steps)
-        if stem:
-            yield _piece(open_steps[:stem], "")
-        body = open_steps[stem:]
-        inner = _convolutions(traced, [node for _, nodes in body for node in nodes])
-        yield _piece(body, "linear bottleneck" if len(inner) >= 2 else "")
-        open_steps = []
-    if open_steps:
-        yield _piece(open_steps, "")
-
-
-def _piece(steps: Sequence[Step], reason: str) -> Piece:
-    return steps[0][0], [node for _, nodes in steps for node in nodes], reason
-
-
-def _stem_length(traced: fx.GraphModule, steps: Sequence[Step]) -> int:
-    """Steps at the start of the network that stay fixed: the first convolution with its BN and activation."""
-    if steps[0][0].op != "placeholder":
-        return 0
-    convolutions = [i for i, (_, nodes) in enumerate(steps) if _convolutions(traced, nodes)]
-    length = convolutions[1] if len(convolutions) > 1 else 0
-    while length and _is_padding(traced, steps[length - 1][1][-1]):
-        length -= 1
-    return length
-
-
-def _is_padding(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether `node` only pads for the convolution behind it, so that no unit may end here."""
-    return getattr(node.target, "__name__", "") in ("pad", "_pad") or isinstance(module_of(traced, node), nn.ZeroPad2d)
-
-
-def _ends_linear(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether `node` is a convolution, or the BN behind one, that no activation follows."""
-    module = module_of(traced, node)
-    if not isinstance(module, (nn.Conv2d, nn.BatchNorm2d)) or len(shape_of(node)) != 4:
-        return False
-    return not any(
-        isinstance(module_of(traced, user), nn.BatchNorm2d) or is_activation(traced, user) for user in node.users
-    )
-
-
-def _convolutions(traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[fx.Node]:
-    return [node for node in nodes if isinstance(module_of(traced, node), nn.Conv2d)]
-
-
-def _segment(traced: fx.GraphModule, entry: fx.Node, nodes: list[fx.Node], reason: str) -> Segment:
-    module = subgraph(traced, entry, nodes, nodes[-1])
-    in_shape, out_shape = shape_of(entry)[1:], shape_of(nodes[-1])[1:]
-    elastic = bool(reason) and len(in_shape) == 3 and len(out_shape) == 3
-    return Segment(module, elastic, in_shape, out_shape, reason or "no inner channels between two cuts")
+def _holds(region: Region, other: Region) -> bool:
+    return region.mask != other.mask and not other.mask & ~region.mask

@@ -13,7 +13,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from builder.elastify.supernet import Supernet
-from builder.export.lower import lower
+from builder.export.lower import lower, lower_many
+from builder.export.names import graph_inputs, graph_outputs, tensor_info
 from builder.onnx_writer import GraphWriter
 
 __all__ = ["GatedGraph", "gated_graph"]
@@ -31,7 +32,7 @@ class GatedGraph:
 
 
 def gated_graph(supernet: Supernet) -> GatedGraph:
-    """Export `supernet` (in eval mode): inputs ``image`` [N, C, H, W] and ``gates`` int64, output ``logits`` [N, K].
+    """Export `supernet` (in eval mode): its inputs and ``gates`` int64, its outputs; named as `names` says.
 
     Raises:
         BuildError: an operation of the network has no translation.
@@ -45,27 +46,29 @@ class _Gated:
         self._writer = GraphWriter()
 
     def build(self) -> GatedGraph:
-        writer, segments = self._writer, self._supernet.segments
-        for index in range(len(self._supernet.units)):
+        writer, supernet = self._writer, self._supernet
+        for index in range(len(supernet.units)):
             writer.node(
                 "Gather", ["gates", writer.scalar(index)], f"gather_{index}", {"axis": 0}, output=f"gate_{index}"
             )
-        x, index = "image", 0
-        while index < len(segments):
-            unit = self._supernet.unit_of.get(index)
+        inputs, outputs = graph_inputs(supernet.program), graph_outputs(supernet.program)
+        values, index = dict(zip(supernet.program.inputs, inputs, strict=True)), 0
+        while index < len(supernet.segments):
+            unit, segment = supernet.unit_of.get(index), supernet.segments[index]
             if unit is None:
-                x = lower(writer, segments[index].module, f"fixed{index}", x)
+                made = lower_many(writer, segment.module, f"fixed{index}", [values[name] for name in segment.inputs])
+                values.update(zip(segment.outputs, made, strict=True))
                 index += 1
             else:
-                x = self._decide(unit, x)
-                index += self._supernet.space.groups[unit].window
-        writer.node("Identity", [x], "output", output="logits")
-        inputs = [
-            helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *segments[0].in_shape]),
-            helper.make_tensor_value_info("gates", TensorProto.INT64, [self._supernet.space.width]),
-        ]
-        outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", *segments[-1].out_shape])]
-        model = writer.model(inputs, outputs, "supernet")
+                span = supernet.space.groups[unit].window
+                values[supernet.segments[index + span - 1].outputs[0]] = self._decide(unit, values[segment.inputs[0]])
+                index += span
+        for number, (name, value) in enumerate(zip(outputs, supernet.output_names, strict=True)):
+            writer.node("Identity", [values[value]], f"output_{number}" if number else "output", output=name)
+        gates = helper.make_tensor_value_info("gates", TensorProto.INT64, [supernet.space.width])
+        model = writer.model(
+            [*map(tensor_info, inputs.items()), gates], [*map(tensor_info, outputs.items())], "supernet"
+        )
         return GatedGraph(model.SerializeToString(deterministic=True), bytes(writer.weights))
 
     def _decide(self, unit: int, x: str) -> str:

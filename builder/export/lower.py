@@ -8,7 +8,7 @@ written into the `pads` of the convolution behind it, never as a Pad node.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,42 @@ from builder.elastify.trace import module_of, shape_of
 from builder.errors import BuildError
 from builder.onnx_writer import GraphWriter
 
-__all__ = ["lower"]
+__all__ = ["lower", "lower_many"]
 
 Pads = tuple[int, int, int, int]
 """Top, left, bottom, right."""
 
 
 def lower(writer: GraphWriter, module: nn.Module, prefix: str, x: str) -> str:
-    """Append the nodes of `module` (from `trace` or `subgraph`) reading value `x`; gives the name of its output.
+    """Append the nodes of `module`, which has one input and one output, reading value `x`; its output's name.
+
+    Raises:
+        BuildError: an operation has no translation, with its name; or there are several inputs or outputs.
+    """
+    outputs = lower_many(writer, module, prefix, [x])
+    if len(outputs) != 1:
+        raise BuildError(f"{prefix!r} gives {len(outputs)} values where one is needed")
+    return outputs[0]
+
+
+def lower_many(writer: GraphWriter, module: nn.Module, prefix: str, inputs: Sequence[str]) -> list[str]:
+    """Append the nodes of `module` (from `trace` or `subgraph`) reading the values `inputs`; names of its outputs.
+
+    Args:
+        writer: What the nodes and weights are added to.
+        module: A traced module; any other one stands for the identity of its one input.
+        prefix: What the names of its nodes and weights begin with.
+        inputs: One value for each placeholder, in order.
+
+    Returns:
+        One name for each tensor that the module returns, in order, nested tuples and lists flattened.
 
     Raises:
         BuildError: an operation has no translation, with its name.
     """
     if not isinstance(module, fx.GraphModule):
-        return writer.node("Identity", [x], f"{prefix}.identity")
-    return _Lowering(writer, module, prefix).run(x)
+        return [writer.node("Identity", inputs, f"{prefix}.identity")]
+    return _Lowering(writer, module, prefix).run(inputs)
 
 
 class _Lowering:
@@ -45,12 +66,13 @@ class _Lowering:
         self._values: dict[fx.Node, str] = {}
         self._pads: dict[fx.Node, Pads] = {}
 
-    def run(self, x: str) -> str:
+    def run(self, inputs: Sequence[str]) -> list[str]:
+        given = iter(inputs)
         for node in self._module.graph.nodes:
             if node.op == "placeholder":
-                self._values[node] = x
+                self._values[node] = next(given)
             elif node.op == "output":
-                return self._values[node.all_input_nodes[0]]
+                return [self._values[source] for source in node.all_input_nodes]
             elif shape_of(node) or node.op == "call_module":
                 self._values[node] = self._lower(node)
         raise BuildError("the traced module has no output")

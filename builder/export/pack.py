@@ -8,6 +8,7 @@ from pathlib import Path
 
 from builder.elastify.supernet import Supernet
 from builder.export.gated import gated_graph
+from builder.export.names import Shapes, graph_inputs, graph_outputs
 from edge_runtime.bundle import Bundle, Manifest, Preprocessing, Provenance, Task, TensorSpec, write_bundle
 
 __all__ = ["BundleInfo", "pack"]
@@ -38,20 +39,24 @@ def pack(supernet: Supernet, prior: Sequence[Sequence[float]], info: BundleInfo,
 
     Raises:
         BuildError: an operation of the network has no translation.
+        BundleError: the network's inputs or outputs are not those of `info`, or none that a bundle can have.
         StateError: the place cannot be written.
     """
     graph = gated_graph(supernet)
-    pre = info.preprocessing
     manifest = Manifest(
         name=info.name,
         space=supernet.space,
-        inputs=(TensorSpec("image", "float32", (None, 3, pre.height, pre.width)),),
-        outputs=(TensorSpec("logits", "float32", (None, len(info.class_names))),),
+        inputs=_specs(graph_inputs(supernet.program)),
+        outputs=_specs(graph_outputs(supernet.program)),
         gate_input="gates",
-        preprocessing=pre,
+        preprocessing=info.preprocessing,
         task=Task("classification", info.class_names),
         prior=tuple(tuple(row) for row in prior),
         provenance=info.provenance,
         figures=info.figures,
     )
     return write_bundle(path, manifest, graph.model_bytes, graph.weights)
+
+
+def _specs(tensors: Shapes) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, "float32", (None, *shape)) for name, shape in tensors.items())

@@ -2,57 +2,54 @@
 
 from __future__ import annotations
 
-import torch
-from onnx import TensorProto, helper
 from torch import nn
 
+from builder.elastify.segments import Program, find_program, value_names
 from builder.elastify.supernet import Supernet
-from builder.elastify.trace import shape_of, trace
-from builder.export.lower import lower
+from builder.elastify.trace import Inputs, trace
+from builder.export.lower import lower_many
+from builder.export.names import graph_inputs, graph_outputs, tensor_info
 from builder.onnx_writer import GraphWriter
 from edge_runtime.gates import Gates
 
 __all__ = ["static_graph", "static_model"]
 
 
-def static_model(model: nn.Module, example: torch.Tensor) -> bytes:
-    """Export any traced network with its weights inside: ``image`` [N, C, H, W] to ``logits`` [N, K].
+def static_model(model: nn.Module, example: Inputs) -> bytes:
+    """Export any traced network with its weights inside; inputs and outputs are named as `names` says.
 
     Raises:
+        UsageError: the network cannot be traced.
         BuildError: an operation of the network has no translation.
     """
-    return _write([("network", trace(model, example))], tuple(example.shape[1:]))
+    program = find_program(trace(model, example))
+    return _write(program, [segment.module for segment in program.segments], [1] * len(program.segments))
 
 
 def static_graph(supernet: Supernet, gates: Gates) -> bytes:
     """Export one subnet as if it had been built alone."""
     supernet.eval()
-    pieces: list[tuple[str, nn.Module]] = []
-    index = 0
-    while index < len(supernet.segments):
+    modules, spans = [], []
+    for index, segment in enumerate(supernet.segments):
         unit = supernet.unit_of.get(index)
-        if unit is None:
-            pieces.append((f"fixed{index}", supernet.segments[index].module))
-            index += 1
-        else:
-            value = int(gates.values[unit])
-            pieces.append((f"unit{unit}", supernet.alternative(unit, value)))
-            index += supernet.units[unit].alternatives[value].span
-    return _write(pieces, supernet.segments[0].in_shape)
+        value = 0 if unit is None else int(gates.values[unit])
+        modules.append(segment.module if unit is None else supernet.alternative(unit, value))
+        spans.append(1 if unit is None else supernet.units[unit].alternatives[value].span)
+    return _write(supernet.program, modules, spans)
 
 
-def _write(pieces: list[tuple[str, nn.Module]], in_shape: tuple[int, ...]) -> bytes:
+def _write(program: Program, modules: list[nn.Module], spans: list[int]) -> bytes:
+    """The chosen module of each segment; one with a span stands for the segments behind it too."""
     writer = GraphWriter(external=False)
-    x = "image"
-    for name, module in pieces:
-        x = lower(writer, module, name, x)
-    writer.node("Identity", [x], "output", output="logits")
-    inputs = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", *in_shape])]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", _classes(pieces[-1][1])])]
-    return bytes(writer.model(inputs, outputs, "static").SerializeToString(deterministic=True))
-
-
-def _classes(head: nn.Module) -> int:
-    """Width of the network's output; the head is always a traced, fixed piece."""
-    output = next(node for node in head.graph.nodes if node.op == "output")
-    return shape_of(output.all_input_nodes[0])[1]
+    inputs, outputs = graph_inputs(program), graph_outputs(program)
+    values, index = dict(zip(program.inputs, inputs, strict=True)), 0
+    while index < len(program.segments):
+        segment = program.segments[index]
+        prefix = f"unit{index}" if segment.elastic else f"fixed{index}"
+        made = lower_many(writer, modules[index], prefix, [values[name] for name in segment.inputs])
+        index += spans[index]
+        values.update(zip(program.segments[index - 1].outputs, made, strict=True))
+    for number, (name, value) in enumerate(zip(outputs, value_names(program.structure), strict=True)):
+        writer.node("Identity", [values[value]], f"output_{number}" if number else "output", output=name)
+    model = writer.model([*map(tensor_info, inputs.items())], [*map(tensor_info, outputs.items())], "static")
+    return bytes(model.SerializeToString(deterministic=True))
