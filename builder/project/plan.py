@@ -21,7 +21,7 @@ from builder.runlog import RunLog
 from builder.training import Batch, Compute
 from edge_runtime.errors import StateError, UsageError
 
-__all__ = ["AUGMENTATIONS", "TrainSettings", "path_config", "settle_training", "stage_configs"]
+__all__ = ["AUGMENTATIONS", "TrainSettings", "settle_training", "stage_configs"]
 
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {"none": None, "mild": Augmentation()}
 
@@ -32,7 +32,7 @@ LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 100, 300
 LOCAL_SHARE = 0.25
 """Part of the time, and of the passes, that the local stage gets."""
 
-DEFAULT_BATCH = 32
+DEFAULT_BATCH, DEFAULT_AUGMENT = 32, "mild"
 LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
 PROBE_STEPS = 4
 
@@ -49,7 +49,9 @@ class TrainSettings:
     batch_size: int = DEFAULT_BATCH
     """Images of one step, over all processes."""
 
-    augment: str = "mild"
+    augment: str = DEFAULT_AUGMENT
+    """One of `AUGMENTATIONS`."""
+
     labels: bool = True
     """Whether the labels are used, where there are some."""
 
@@ -77,7 +79,7 @@ def _epochs(steps: int, batches: int) -> tuple[int, int]:
 def settle_training(
     work: Path,
     given: Mapping[str, Any],
-    batches_of: Callable[[int], Source],
+    batches_of: Callable[[int, str], Source],
     supernet: Supernet,
     compute: Compute,
 ) -> TrainSettings:
@@ -86,7 +88,7 @@ def settle_training(
     Args:
         work: the folder; its train.json is read or written.
         given: what the user named now: `epochs` or `minutes`, `batch_size`, `augment`, `labels`.
-        batches_of: batch size to batch source.
+        batches_of: batch size and name of the augmentation to batch source.
         supernet: on the device of `compute`; a few steps are timed on it where minutes are given, and undone.
         compute: device, precision and ranks.
 
@@ -100,7 +102,7 @@ def settle_training(
         _compare(work, kept, given)
         return kept
     own = {name: given[name] for name in ("batch_size", "augment", "labels") if name in given}
-    source = batches_of(own.get("batch_size", DEFAULT_BATCH))
+    source = batches_of(own.get("batch_size", DEFAULT_BATCH), own.get("augment", DEFAULT_AUGMENT))
     local_steps, path_steps = ranks.share(_steps(given, source, supernet, compute))
     settings = TrainSettings(local_steps, path_steps, _asked(given) or "default", **own)
     if ranks.first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cached_property
 from pathlib import Path
 
@@ -13,13 +14,15 @@ from builder.data import DataFolder, open_data
 from builder.elastify import ElasticOptions, Supernet
 from builder.errors import BuildError
 from builder.project.factory import make_network
-from builder.project.settings import ProjectSettings
+from builder.project.settings import KIND, ProjectSettings
 from builder.project.weights import load_weights, read_weights
-from builder.recipes.common import CHECK_IMAGES, FIT_IMAGES, kept_prior, make_supernet, spread
+from builder.recipes.common import CHECK_IMAGES, FIT_IMAGES, claim_work, kept_prior, make_supernet, spread
 from builder.runlog import RunLog
 from edge_runtime.errors import InputError, StateError, UsageError
 
 __all__ = ["Project"]
+
+ORACLE, TRAINED = "oracle.pt", "trained.pt"
 
 
 class Project:
@@ -29,30 +32,37 @@ class Project:
         settings: what the folder is for.
         work: the folder.
         log: where figures are written.
-        weights: the weights file, for a folder that has no oracle yet; None where the factory's network is trained.
+        begins: whether the folder is new; it becomes the project's by `claim`.
+        weights: the weights file of a new project; None where the factory's network is trained already.
     """
 
-    def __init__(self, settings: ProjectSettings, work: Path, log: RunLog, weights: Path | None = None) -> None:
-        self.settings, self.work, self.log, self._weights = settings, work, log, weights
+    def __init__(
+        self, settings: ProjectSettings, work: Path, log: RunLog, *, begins: bool = False, weights: Path | None = None
+    ) -> None:
+        self.settings, self.work, self.log, self._begins, self._weights = settings, work, log, begins, weights
+
+    def claim(self) -> None:
+        """Keep weights and settings in a new work folder, so that other commands can go on with it."""
+        if self._begins:
+            checkpoint.save(self.work / ORACLE, dict(self.oracle.state_dict()))
+            claim_work(self.work, KIND, dataclasses.asdict(self.settings))
 
     @cached_property
     def oracle(self) -> nn.Module:
-        """The developer's network with its weights, in eval mode; the weights are kept in the work folder.
+        """The developer's network with its weights, in eval mode.
 
         Raises `UsageError`, `InputError` or `BuildError` where it cannot be made or is no classifier of this input.
         """
-        path = self.work / "oracle.pt"
+        path = self.work / ORACLE
         network = make_network(self.settings.model)
-        if (kept := checkpoint.load(path)) is not None:
+        if not self._begins:
+            if (kept := checkpoint.load(path)) is None:
+                raise StateError(f"{path} is missing", hint="begin again in another --work folder")
             load_weights(network, kept, path)
         elif self._weights is not None:
             load_weights(network, read_weights(self._weights), self._weights)
-        elif self.settings.weights:
-            raise StateError(f"{path} is missing", hint="name the weights once more: --weights FILE")
         network.eval().requires_grad_(False)
         self._check(network)
-        if kept is None:
-            checkpoint.save(path, dict(network.state_dict()))
         return network
 
     def _check(self, network: nn.Module) -> None:
@@ -118,11 +128,11 @@ class Project:
 
     def keep_trained(self) -> None:
         """Write the trained alternatives, so that the verbs after training need no checkpoint of it."""
-        checkpoint.save(self.work / "trained.pt", dict(self.supernet.bodies.state_dict()))
+        checkpoint.save(self.work / TRAINED, dict(self.supernet.bodies.state_dict()))
 
     def trained(self) -> Supernet:
         """The trained supernet. Raises `StateError` where it has not been trained, or was another one."""
-        path = self.work / "trained.pt"
+        path = self.work / TRAINED
         if (kept := checkpoint.load(path)) is None:
             raise StateError(
                 f"there is no trained supernet in {self.work}", hint=f"train it: nnf-build train --work {self.work}"

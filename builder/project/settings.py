@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -10,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from builder.recipes.common import claim_work
 from edge_runtime.bundle import Preprocessing
 from edge_runtime.errors import BundleError, StateError, UsageError
 
-__all__ = ["ProjectSettings", "file_digest", "settle"]
+__all__ = ["KIND", "ProjectSettings", "file_digest", "kept_settings", "new_settings"]
 
-_KIND = "project"
+KIND = "project"
 _REQUIRED = ("model", "data", "input_size")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -67,34 +65,33 @@ class ProjectSettings:
             raise UsageError(error.message, hint="see --input-size, --mean and --std") from error
 
 
-def settle(work: Path, given: Mapping[str, Any], *, begin: bool) -> ProjectSettings:
-    """The settings of a work folder, from its file or, with `begin`, from what is given.
+def kept_settings(work: Path, given: Mapping[str, Any]) -> ProjectSettings | None:
+    """The settings of a work folder; None where it holds no project yet.
 
     Args:
         work: the folder.
-        given: fields of `ProjectSettings` that the user named now; in a folder that has been begun they have to agree.
-        begin: whether a folder that has none may be begun.
+        given: fields of `ProjectSettings` that the user named now; they have to agree.
 
     Raises:
-        StateError: the folder was begun with other settings, or not at all, or its file is damaged.
-        UsageError: a field that is needed is not given, or cannot be meant.
+        StateError: the folder was begun with other settings, or its file is damaged.
     """
     kept = _read(work / "settings.json")
-    if kept is not None:
-        for name, value in given.items():
-            if getattr(kept, name) != value:
-                raise StateError(
-                    f"{work} was begun with another --{name.replace('_', '-')}",
-                    hint="choose another --work folder, or leave the option out to go on with this one",
-                )
-        return kept
-    if not begin:
-        raise StateError(f"there is no project in {work}", hint="begin it: nnf-build elastify --model ... --work DIR")
+    if kept is None:
+        return None
+    for name, value in given.items():
+        if getattr(kept, name) != value:
+            raise StateError(
+                f"{work} was begun with another --{name.replace('_', '-')}",
+                hint="choose another --work folder, or leave the option out to go on with this one",
+            )
+    return kept
+
+
+def new_settings(given: Mapping[str, Any]) -> ProjectSettings:
+    """The settings of a new project. Raises `UsageError` where something is missing or cannot be meant."""
     if missing := [f"--{name.replace('_', '-')}" for name in _REQUIRED if name not in given]:
         raise UsageError(f"a new project needs {', '.join(missing)}", hint="see nnf-build elastify --help")
-    settings = ProjectSettings(**given)
-    claim_work(work, _KIND, dataclasses.asdict(settings))
-    return settings
+    return ProjectSettings(**given)
 
 
 def file_digest(path: Path, what: str) -> str:
@@ -108,7 +105,7 @@ def file_digest(path: Path, what: str) -> str:
 def _read(path: Path) -> ProjectSettings | None:
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        if body.pop("recipe") != _KIND:
+        if body.pop("recipe") != KIND:
             raise StateError(f"{path.parent} holds a run of another recipe", hint="choose another --work folder")
         return ProjectSettings(**{name: tuple(v) if isinstance(v, list) else v for name, v in body.items()})
     except FileNotFoundError:

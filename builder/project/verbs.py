@@ -30,6 +30,7 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
     """Make the supernet, write its report, and say what it offers; `report` is None, ``text`` or ``json``."""
     supernet, oracle = project.supernet, project.oracle
     names = project.class_names
+    project.claim()
     text, body = report_of(supernet)
     write_atomically(project.work / "report.txt", text.encode())
     write_atomically(project.work / "report.json", json.dumps(body, indent=1).encode())
@@ -41,7 +42,7 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
     if data.validation.labels is not None:
         share = accuracy(oracle, data.validation)
         lines.append(
-            f"the network labels {share:.1%} of the held-out images right (if that is too few: --mean, --std, --classes)"
+            f"the network labels {share:.1%} of the held-out images right (if too few: --mean, --std, --classes)"
         )
     alternatives = sum(group.size - 1 for group in supernet.space.groups)
     lines.append(f"{len(supernet.units)} units with {alternatives} alternatives: {supernet.space.size():.3g} subnets")
@@ -51,7 +52,7 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
 def report_of(supernet: Any) -> tuple[str, dict[str, Any]]:
     """The report of a supernet, in text and as a document."""
     report = supernet.report()
-    return report.text(), report.to_json()
+    return report.to_text(), report.to_json()
 
 
 def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[str]:
@@ -59,7 +60,7 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
     supernet, data, seed = project.supernet, project.data, project.settings.seed
     compute.place_module(supernet)
 
-    def batches_of(batch_size: int, augment: str = "none") -> Any:
+    def batches_of(batch_size: int, augment: str) -> Any:
         return source_of(data.train, batch_size, seed=seed, ranks=compute.ranks, augmentation=AUGMENTATIONS[augment])
 
     settings = settle_training(project.work, given, batches_of, supernet, compute)
@@ -98,8 +99,9 @@ def export(project: Project, name: str | None = None) -> list[str]:
         write_atomically(work / "oracle.onnx", oracle)
         figures |= {"digest": bundle.digest, "bytes": len(bundle.model_bytes) + len(bundle.weights)}
     (work / "check.json").unlink(missing_ok=True)
+    graph_mib, weights_mib = len(bundle.model_bytes) / 2**20, len(bundle.weights) / 2**20
     return [
-        f"{work / EXPORT}: the gated graph, {len(bundle.model_bytes) / 2**20:.1f} MiB, and {len(bundle.weights) / 2**20:.1f} MiB of weights",
+        f"{work / EXPORT}: the gated graph, {graph_mib:.1f} MiB, and {weights_mib:.1f} MiB of weights",
         f"{work / 'oracle.onnx'}: the network itself, {len(oracle) / 2**20:.1f} MiB",
         f"next: nnf-build check --work {work}",
     ]
