@@ -105,7 +105,7 @@ def train_paths(
         return total
 
     supernet.train()
-    belongs_to = identity_of(config, supernet.fixed)
+    belongs_to = identity_of((config, latency and latency.entries), supernet.fixed)
     result = run_loop("paths", supernet.bodies, belongs_to, config.loop, source, step, saved, log, compute=compute)
     supernet.eval()
     return result

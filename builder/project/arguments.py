@@ -78,6 +78,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=_batch, metavar="N", help="images of one step (default: 32)")
     group.add_argument("--augment", choices=("none", "mild"), help="random changes to the images (default: mild)")
     group.add_argument("--no-labels", dest="labels", action="store_false", default=None, help="do without the labels")
+    group.add_argument("--latency", metavar="here|FILE", help="draw subnets evenly over the latency measured here, or "
+                       "of a table (default: over multiply-accumulates)")  # fmt: skip
     group.add_argument("--device", metavar="NAME", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                        help="auto: what is faster here (default)")  # fmt: skip
@@ -91,7 +93,7 @@ def run_verb(arguments: argparse.Namespace, log: RunLog, compute: Compute) -> li
     if arguments.verb == "elastify":
         return verbs.elastify(project, report=arguments.report)
     if arguments.verb == "train":
-        names = ("epochs", "minutes", "batch_size", "augment", "labels")
+        names = ("epochs", "minutes", "batch_size", "augment", "labels", "latency")
         given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
         return verbs.train(project, given, compute)
     if arguments.verb == "export":

@@ -55,6 +55,9 @@ class TrainSettings:
     labels: bool = True
     """Whether the labels are used, where there are some."""
 
+    latency: bool = False
+    """Whether paths are even over the folder's latency.json; else over multiply-accumulates."""
+
     def __post_init__(self) -> None:
         if min(self.local_steps, self.path_steps) < 1:
             raise UsageError("a training takes at least one step of each stage", hint="give it more epochs or minutes")
@@ -87,7 +90,8 @@ def settle_training(
 
     Args:
         work: the folder; its train.json is read or written.
-        given: what the user named now: `epochs` or `minutes`, `batch_size`, `augment`, `labels`.
+        given: what the user named now: `epochs` or `minutes`, `batch_size`, `augment`, `labels`,
+            `latency`.
         batches_of: batch size and name of the augmentation to batch source.
         supernet: on the device of `compute`; a few steps are timed on it where minutes are given, and undone.
         compute: device, precision and ranks.
@@ -102,6 +106,7 @@ def settle_training(
         _compare(work, kept, given)
         return kept
     own = {name: given[name] for name in ("batch_size", "augment", "labels") if name in given}
+    own["latency"] = "latency" in given
     source = batches_of(own.get("batch_size", DEFAULT_BATCH), own.get("augment", DEFAULT_AUGMENT))
     local_steps, path_steps = ranks.share(_steps(given, source, supernet, compute))
     settings = TrainSettings(local_steps, path_steps, _asked(given) or "default", **own)
@@ -116,7 +121,9 @@ def _asked(given: Mapping[str, Any]) -> str:
 
 def _compare(work: Path, kept: TrainSettings, given: Mapping[str, Any]) -> None:
     own = dataclasses.asdict(kept)
-    differing = [name for name in ("batch_size", "augment", "labels") if given.get(name, own[name]) != own[name]]
+    again = dict(given) | ({"latency": True} if "latency" in given else {})
+    named = ("batch_size", "augment", "labels", "latency")
+    differing = [name for name in named if again.get(name, own[name]) != own[name]]
     if _asked(given) not in ("", kept.asked):
         differing.append(f"length ({kept.asked})")
     if differing:

@@ -13,10 +13,20 @@ from builder import checkpoint
 from builder.data import DataFolder, open_data
 from builder.elastify import ElasticOptions, Supernet
 from builder.errors import BuildError
+from builder.export import BundleInfo
 from builder.project.factory import make_network
 from builder.project.settings import KIND, ProjectSettings
 from builder.project.weights import load_weights, read_weights
-from builder.recipes.common import CHECK_IMAGES, FIT_IMAGES, claim_work, kept_prior, make_supernet, spread
+from builder.recipes.common import (
+    CHECK_IMAGES,
+    FIT_IMAGES,
+    Request,
+    claim_work,
+    kept_prior,
+    make_supernet,
+    provenance,
+    spread,
+)
 from builder.runlog import RunLog
 from edge_runtime.errors import InputError, StateError, UsageError
 
@@ -93,6 +103,7 @@ class Project:
     def data(self) -> DataFolder:
         """The images, opened; `InputError` where their classes are not the network's."""
         settings = self.settings
+        self._check_names(settings.classes)
         opened = open_data(
             Path(settings.data), settings.preprocessing(), class_names=settings.classes, seed=settings.seed
         )
@@ -108,12 +119,15 @@ class Project:
     def class_names(self) -> tuple[str, ...]:
         """One name for each logit."""
         names = self.settings.classes or self.data.class_names
+        self._check_names(names)
+        return tuple(names) or tuple(f"class{index}" for index in range(self.class_count))
+
+    def _check_names(self, names: tuple[str, ...]) -> None:
         if names and len(names) != self.class_count:
             raise UsageError(
                 f"there are {len(names)} class names for the {self.class_count} outputs of the network",
                 hint="give all of them, one a line in the order of the outputs: --classes FILE",
             )
-        return tuple(names) or tuple(f"class{index}" for index in range(self.class_count))
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -125,6 +139,22 @@ class Project:
     def held_out(self) -> Tensor:
         """Images that training does not see, as the network takes them."""
         return spread(self.data.validation, CHECK_IMAGES)
+
+    def bundle_info(self, name: str | None = None) -> BundleInfo:
+        """What a bundle says beside its graph; it names no path of this machine."""
+        settings = self.settings
+        return BundleInfo(
+            name=name or self.work.resolve().name,
+            preprocessing=settings.preprocessing(),
+            class_names=self.class_names,
+            provenance=provenance(
+                "nnf-build",
+                oracle=f"{type(self.oracle).__name__} of {Path(settings.model).name}",
+                data=f"{len(self.data.train)} images of {Path(settings.data).name}",
+                request=Request(work=self.work, out=self.work, seed=settings.seed),
+            ),
+            figures={},
+        )
 
     def keep_trained(self) -> None:
         """Write the trained alternatives, so that the verbs after training need no checkpoint of it."""

@@ -99,7 +99,7 @@ def file_digest(path: Path, what: str) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise UsageError(f"the {what} {str(path)!r} cannot be read: {error.strerror}") from error
+        raise UsageError(f"the {what} {str(path)!r} cannot be read: {error.strerror}", hint="check its path") from error
 
 
 def _read(path: Path) -> ProjectSettings | None:

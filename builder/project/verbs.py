@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from builder.data import source_of
-from builder.export import BundleInfo, check_parity, static_model
+from builder.export import check_parity, static_model
 from builder.export import pack as pack_supernet
 from builder.files import write_atomically
 from builder.fit import accuracy
+from builder.project.latency import keep_latency, read_latency
 from builder.project.plan import AUGMENTATIONS, settle_training, stage_configs
 from builder.project.project import Project
-from builder.recipes.common import Request, provenance, train_supernet
+from builder.recipes.common import train_supernet
 from builder.training import Compute
 from edge_runtime.bundle import Bundle, write_bundle
 from edge_runtime.errors import BundleError, StateError
@@ -58,6 +59,8 @@ def report_of(supernet: Any) -> tuple[str, dict[str, Any]]:
 def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[str]:
     """Train both stages and measure the prior; `given` holds what the user named (see `settle_training`)."""
     supernet, data, seed = project.supernet, project.data, project.settings.seed
+    if compute.ranks.first and "latency" in given and not (project.work / "latency.json").exists():
+        keep_latency(given["latency"], supernet, project.bundle_info(), project.work, seed)
     compute.place_module(supernet)
 
     def batches_of(batch_size: int, augment: str) -> Any:
@@ -66,7 +69,8 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
     settings = settle_training(project.work, given, batches_of, supernet, compute)
     source = batches_of(settings.batch_size, settings.augment)
     local, paths = stage_configs(settings, len(source), seed)
-    train_supernet(supernet, local, paths, source, project.work, project.log, compute=compute)
+    latency = read_latency(project.work, supernet.space) if settings.latency else None
+    train_supernet(supernet, local, paths, source, project.work, project.log, compute=compute, latency=latency)
     if not compute.ranks.first:
         return []
     project.keep_trained()
@@ -80,19 +84,8 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
 
 def export(project: Project, name: str | None = None) -> list[str]:
     """Write the gated graph and its weights, and the oracle's static graph."""
-    work, settings, supernet = project.work, project.settings, project.trained()
-    info = BundleInfo(
-        name=name or work.resolve().name,
-        preprocessing=settings.preprocessing(),
-        class_names=project.class_names,
-        provenance=provenance(
-            "nnf-build",
-            oracle=f"{type(project.oracle).__name__} of {Path(settings.model).name}",
-            data=f"{len(project.data.train)} images of {Path(settings.data).name}",
-            request=Request(work=work, out=work, seed=settings.seed),
-        ),
-        figures={},
-    )
+    work, supernet = project.work, project.trained()
+    info = project.bundle_info(name)
     with project.log.step("export") as figures:
         bundle = pack_supernet(supernet, project.prior(), info, work / EXPORT)
         oracle = static_model(project.oracle, project.held_out[:2])
