@@ -28,6 +28,7 @@ from builder.recipes.common import (
     spread,
 )
 from builder.runlog import RunLog
+from builder.training import Compute
 from edge_runtime.errors import InputError, StateError, UsageError
 
 __all__ = ["Project"]
@@ -176,6 +177,6 @@ class Project:
             ) from error
         return self.supernet.eval()
 
-    def prior(self) -> tuple[tuple[float, ...], ...]:
+    def prior(self, compute: Compute | None = None) -> tuple[tuple[float, ...], ...]:
         """What each trained alternative costs in quality, on held-out images."""
-        return kept_prior(self.trained(), self.held_out, self.work, self.log)
+        return kept_prior(self.trained(), self.held_out, self.work, self.log, compute=compute)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from builder.data import source_of
+from builder.elastify import ElastifyReport, NothingElasticError
 from builder.export import check_parity, static_model
 from builder.export import pack as pack_supernet
 from builder.files import write_atomically
@@ -29,16 +30,19 @@ EXPORT = "export"
 
 def elastify(project: Project, *, report: str | None = None) -> list[str]:
     """Make the supernet, write its report, and say what it offers; `report` is None, ``text`` or ``json``."""
-    supernet, oracle = project.supernet, project.oracle
-    names = project.class_names
+    oracle, names, data = project.oracle, project.class_names, project.data
+    try:
+        supernet = project.supernet
+    except NothingElasticError as error:
+        print("\n".join(_report_lines(error.report, report)))
+        raise
     project.claim()
-    text, body = report_of(supernet)
-    write_atomically(project.work / "report.txt", text.encode())
-    write_atomically(project.work / "report.json", json.dumps(body, indent=1).encode())
+    found = supernet.report()
+    write_atomically(project.work / "report.txt", f"{found.to_text()}\n".encode())
+    write_atomically(project.work / "report.json", json.dumps(found.to_json(), indent=1).encode())
+    lines = _report_lines(found, report)
     if report == "json":
-        return [json.dumps(body, indent=1)]
-    data = project.data
-    lines = [text] if report else []
+        return lines
     lines.append(f"{len(data.train)} images to train on, {len(data.validation)} held out, {len(names)} classes")
     if data.validation.labels is not None:
         share = accuracy(oracle, data.validation)
@@ -50,10 +54,10 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
     return [*lines, f"next: nnf-build train --work {project.work}"]
 
 
-def report_of(supernet: Any) -> tuple[str, dict[str, Any]]:
-    """The report of a supernet, in text and as a document."""
-    report = supernet.report()
-    return report.to_text(), report.to_json()
+def _report_lines(report: ElastifyReport, form: str | None) -> list[str]:
+    if form is None:
+        return []
+    return [report.to_text() if form == "text" else json.dumps(report.to_json(), indent=1)]
 
 
 def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[str]:
@@ -74,7 +78,7 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
     if not compute.ranks.first:
         return []
     project.keep_trained()
-    project.prior()
+    project.prior(compute)
     lines = [f"trained: {settings.local_steps} steps alone, {settings.path_steps} steps as whole subnets"]
     if skipped := getattr(data.train, "skipped", ()):
         project.log.event("data.skipped", {"count": len(skipped), "first": str(skipped[0])})

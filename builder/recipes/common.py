@@ -207,15 +207,23 @@ def train_supernet(
     supernet.to("cpu")
 
 
-def kept_prior(supernet: Supernet, images: torch.Tensor, work: Path, log: RunLog) -> tuple[tuple[float, ...], ...]:
-    """The measured prior; kept together with the digest of the weights that it was measured on."""
+def kept_prior(
+    supernet: Supernet, images: torch.Tensor, work: Path, log: RunLog, *, compute: Compute | None = None
+) -> tuple[tuple[float, ...], ...]:
+    """The measured prior; kept together with the digest of the weights that it was measured on.
+
+    The supernet is on the CPU before and after; it is measured on the device of `compute`.
+    """
+    compute = compute or Compute()
     path, digest = work / "prior.json", _digest(supernet)
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["weights"] == digest:
             return tuple(tuple(row) for row in kept["prior"])
     with log.step("prior"):
-        prior = measure_prior(supernet, images)
+        compute.place_module(supernet)
+        prior = measure_prior(supernet, compute.place((images, None))[0])
+        supernet.to("cpu")
     write_atomically(path, json.dumps({"weights": digest, "prior": prior}).encode())
     return prior
 

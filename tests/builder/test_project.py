@@ -254,8 +254,10 @@ def test_a_network_without_units_is_one_clear_error(place, capsys):
     (place / "plain.py").write_text(
         "from torch import nn\ndef f():\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 3))\n"
     )
-    build(*changed(model="plain.py:f", weights=None), code=2)
-    assert "elastic" in capsys.readouterr().err
+    build(*changed(model="plain.py:f", weights=None), "--report", "json", code=2)
+    captured = capsys.readouterr()
+    assert "elastic" in captured.err
+    assert json.loads(captured.out)["units"] == []
 
 
 def test_an_export_that_was_changed_is_not_packed(place, capsys):

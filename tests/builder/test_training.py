@@ -226,11 +226,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     assert identity_of(1, network()) != identity_of(1, network(seed=1))
 
 
-def test_bf16_trains_and_keeps_float32_weights(tmp_path):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_trains_and_keeps_float32_weights(tmp_path, precision):
     model = network()
-    loss = trained(model, LoopConfig(6, STEPS, 2e-2), saved=tmp_path / "run.pt", compute=Compute(precision="bf16"))
+    loss = trained(model, LoopConfig(6, STEPS, 2e-2), saved=tmp_path / "run.pt", compute=Compute(precision=precision))
     assert loss < 0.4
-    assert checkpoint.load(tmp_path / "run.pt")["precision"] == "bf16"
+    kept = checkpoint.load(tmp_path / "run.pt")
+    assert kept["precision"] == precision
+    assert bool(kept["scaler"]) == (precision == "fp16")
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32, torch.int64}
 
 

@@ -73,3 +73,17 @@ def test_the_bundle_is_accepted_and_answers(said: dict[str, str]) -> None:
     label, confidence = said["example"].split()
     assert label in ("bar", "disc", "ring", "washer")
     assert 0 < float(confidence) <= 1
+
+
+def test_the_python_example_of_the_training_page_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    head = """
+from pathlib import Path
+import torch
+from tests.builder.nets import BasicNet, images, made
+network, first_images, work = made(BasicNet), images(16), Path("work")
+dataset = [(image, number % 5) for number, image in enumerate(images(64))]
+"""
+    run(["-c", head + example], tmp_path)
+    assert (tmp_path / "work" / "paths.pt").is_file()
