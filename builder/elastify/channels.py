@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ class ChannelPlan:
 
     def kept(self, parts: tuple[_Part, ...], units: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Indices of the channels that stay, int64, ascending; `units` names the kept blocks of the shrunk widths."""
-        found, offset = [], 0
+        found, offset = [torch.arange(0)], 0
         for part in parts:
             if part.width is None or part.width not in units:
                 found.append(torch.arange(part.channels) + offset)
@@ -70,6 +70,19 @@ class ChannelPlan:
                 found.append((units[part.width][:, None] * size + torch.arange(size)).flatten() + offset)
             offset += part.channels
         return torch.cat(found)
+
+    def width_of(self, parts: Iterable[_Part], units: Mapping[int, torch.Tensor]) -> int:
+        """Channels that stay of a value."""
+        return len(self.kept(tuple(parts), units))
+
+    def range_width(self, parts: Iterable[_Part], start: int, stop: int, units: Mapping[int, torch.Tensor]) -> int:
+        """Channels that stay of the range from `start` to `stop` of a value, whose borders lie between parts."""
+        offset, inside = 0, []
+        for part in parts:
+            if start <= offset < stop:
+                inside.append(part)
+            offset += part.channels
+        return self.width_of(inside, units)
 
     def by_unit(self, parts: tuple[_Part, ...], per_channel: torch.Tensor, width: int) -> torch.Tensor:
         """Sum a figure of each channel of a value over the blocks of one width, [units]."""
@@ -96,11 +109,12 @@ def channel_plan(unit: fx.GraphModule) -> ChannelPlan:
         elif node.op == "output":
             for source in node.all_input_nodes:
                 channels.block(source)
-    inner = [root for root in channels.roots() if _is_prunable(channels, root)]
+    table = channels.table
+    inner = [root for root in table.roots() if _is_prunable(channels, root)]
     index = {root: number for number, root in enumerate(inner)}
 
     def parts(layout: Layout) -> tuple[_Part, ...]:
-        return tuple(_Part(index.get(channels.root(p)), channels.size(p)) for p in layout.parts)
+        return tuple(_Part(index.get(table.root(part)), table.size(part)) for part in layout.parts)
 
     return ChannelPlan(
         tuple(_width(channels, root) for root in inner),
@@ -111,18 +125,14 @@ def channel_plan(unit: fx.GraphModule) -> ChannelPlan:
 
 
 def _is_prunable(channels: ChannelLayouts, root: int) -> bool:
-    facts = channels.facts(root)
-    uneven = facts.balance > 1 and facts.units != channels.size(root)
+    facts = channels.table.facts(root)
+    uneven = facts.balance > 1 and facts.units != channels.table.size(root)
     return bool(facts.producers and facts.consumers and facts.activated) and not (facts.blocked or uneven)
 
 
 def _width(channels: ChannelLayouts, root: int) -> InnerWidth:
-    facts = channels.facts(root)
+    table, facts = channels.table, channels.table.facts(root)
     producers, consumers = tuple(dict.fromkeys(facts.producers)), tuple(dict.fromkeys(facts.consumers))
-    size = next(
-        channels.size(part)
-        for _, layout in (channels.calls[producers[0]],)
-        for part in layout.parts
-        if channels.root(part) == root
-    )
+    made = channels.calls[producers[0]][1].parts
+    size = next(table.size(part) for part in made if table.root(part) == root)
     return InnerWidth(size, facts.units, facts.balance, producers, consumers)

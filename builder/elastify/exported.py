@@ -180,6 +180,11 @@ def _writing(function: Callable[[dict[str, Any]], Call]) -> Callable[[dict[str, 
     return call
 
 
+def _slice(a: dict[str, Any]) -> Call:
+    key = (*(slice(None) for _ in range(a["dim"])), slice(a["start"], a["end"], a["step"]))
+    return operator.getitem, (a["self"], key), {}
+
+
 def _interpolate(mode: str) -> Callable[[dict[str, Any]], Call]:
     def call(a: dict[str, Any]) -> Call:
         options: dict[str, Any] = {"size": a.get("output_size"), "mode": mode}
@@ -218,6 +223,7 @@ _FUNCTIONS: dict[str, Callable[[dict[str, Any]], Call]] = {
     "chunk": _unary(torch.chunk, "chunks", "dim"),
     "split": _unary(torch.split, "split_size", "dim"),
     "split_with_sizes": _unary(torch.split, "split_sizes", "dim"),
+    "slice": _slice,
     "softmax": _unary(torch.softmax, "dim"),
     "pad": _unary(F.pad, "pad", "mode", "value"),
     "dropout": lambda a: (F.dropout, (a["input"], a["p"], False), {}),

@@ -7,12 +7,15 @@ it: what the unit's output would miss. (Weight-only criteria and "the first k" i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
 
 from builder.elastify.channels import ChannelPlan, InnerWidth, channel_plan
+from builder.elastify.nodes import shape_of
+from builder.elastify.rewrite import rewrite_sizes
 
 __all__ = ["channel_importance", "kept_channels", "kept_units", "narrow"]
 
@@ -20,8 +23,8 @@ CHANNEL_STEP = 16
 """Kept channels are a multiple of this (half of it in very thin layers): CPU kernels work on blocks of 8 or 16."""
 
 
-def channel_importance(unit: fx.GraphModule, inputs: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Importance of each inner block of channels: first producer of the width -> float tensor [units], large is good.
+def channel_importance(unit: fx.GraphModule, inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Importance of each inner block of channels, by `inner_widths`: float tensors [units], larger is better.
 
     Args:
         unit: a unit from `find_segments`, in eval mode.
@@ -29,7 +32,7 @@ def channel_importance(unit: fx.GraphModule, inputs: Iterable[Tensor]) -> dict[s
     """
     plan = channel_plan(unit)
     power = _input_power(unit, {name for width in plan.widths for name in width.consumers}, inputs)
-    return {width.producers[0]: _importance(unit, plan, index, power) for index, width in enumerate(plan.widths)}
+    return [_importance(unit, plan, index, power) for index in range(len(plan.widths))]
 
 
 def _importance(unit: fx.GraphModule, plan: ChannelPlan, index: int, power: Mapping[str, Tensor]) -> Tensor:
@@ -93,11 +96,11 @@ def kept_units(width: InnerWidth, ratio: float) -> int:
     return min(ranged, wanted) * width.balance
 
 
-def narrow(unit: fx.GraphModule, ratio: float, importance: Mapping[str, Tensor]) -> fx.GraphModule | None:
+def narrow(unit: fx.GraphModule, ratio: float, importance: Sequence[Tensor]) -> fx.GraphModule | None:
     """A trainable copy of `unit` with about `ratio` of each inner width; None where no width can shrink."""
     plan = channel_plan(unit)
     kept = {
-        index: _most_important(importance[width.producers[0]], width, ratio)
+        index: _most_important(importance[index], width, ratio)
         for index, width in enumerate(plan.widths)
         if kept_units(width, ratio) < width.units
     }
@@ -122,14 +125,15 @@ def _shrink(unit: fx.GraphModule, plan: ChannelPlan, kept: Mapping[int, Tensor])
         _slice_layer(unit.get_submodule(name), plan.kept(inputs, kept), plan.kept(outputs, kept))
     for name, (axis, parts) in plan.constants.items():
         _slice_constant(unit, name, axis, plan.kept(parts, kept))
-    for node in unit.graph.nodes:
-        if node.op == "call_method" and node.target == "reshape" and node.name in plan.values:
-            axis, parts = plan.values[node.name]
-            sizes = list(node.args)
-            if isinstance(sizes[1 + axis], int) and sizes[1 + axis] > 0:
-                sizes[1 + axis] = len(plan.kept(parts, kept))
-            node.args = tuple(sizes)
-    unit.recompile()
+    rewrite_sizes(unit, plan, kept)
+    _record_shapes(unit)
+
+
+def _record_shapes(unit: fx.GraphModule) -> None:
+    """Shapes are read by who exports the copy."""
+    entry = next(node for node in unit.graph.nodes if node.op == "placeholder")
+    with torch.no_grad():
+        ShapeProp(unit).propagate(torch.zeros(shape_of(entry)))
 
 
 def _slice_layer(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> None:

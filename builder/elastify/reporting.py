@@ -92,7 +92,9 @@ def _count(units: int, chosen: Sequence[Offer]) -> int:
 def _fixed(program: Program, units: Sequence[int], macs: Sequence[int]) -> str:
     """Where the compute is that no unit holds."""
     total = max(1, sum(macs))
-    first, last = (units[0], units[-1]) if units else (len(macs), len(macs) - 1)
+    if not units:
+        return "everything, no unit was found"
+    first, last = units[0], units[-1]
     inside = set(units)
     places = {"before the first unit (stem)": range(first), "between units": range(first, last + 1)}
     places["behind the last unit (head)"] = range(last + 1, len(macs))

@@ -42,6 +42,8 @@ UNIT_SHARE, UNIT_BONUS = 0.003, 0.1
 """A further unit is worth this share of the network's compute, but at most this share of its own."""
 
 NODE_COST = 1e-6
+LEAST_WORTH = 1e-3
+"""Units of less than this share of the network's compute are not worth a gate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +174,8 @@ class _Chooser:
             if module_of(self._traced, node) is not None:
                 by_path[str(node.target)] = by_path.get(str(node.target), 0) | 1 << i
         found = []
-        for root in channels.roots():
-            facts = channels.facts(root)
-            size = channels.size(root)
+        for root in channels.table.roots():
+            facts, size = channels.table.facts(root), channels.table.size(root)
             shrinks = facts.units < size or kept_channels(size, PROBE_WIDTH) < size
             if facts.blocked or not (facts.producers and facts.consumers and facts.activated and shrinks):
                 continue
@@ -196,8 +197,10 @@ class _Chooser:
         worth = sum(self._macs[i] for i in bits(region.mask if whole else touched))
         ends_at_add = is_add(self._exit_addition(region))
         bonus = RESIDUAL_BONUS if residual else ADDITION_BONUS if ends_at_add else 0.0
+        if worth < LEAST_WORTH * self._total:
+            return _Candidate(region, 0.0, "")
         score = worth * (1 + bonus) + min(UNIT_SHARE * self._total, UNIT_BONUS * worth)
-        score -= NODE_COST * self._total * region.mask.bit_count() if worth else 0
+        score -= NODE_COST * self._total * region.mask.bit_count()
         return _Candidate(region, score, self._reason(region, residual))
 
     def _reason(self, region: Region, residual: bool) -> str:
@@ -207,6 +210,8 @@ class _Chooser:
         names = {op_name(self._traced, node) for node in nodes}
         if names & {"cat", "concat"}:
             return "branches that are concatenated"
+        if is_add(self._exit_addition(region)):
+            return "branches that are added"
         end = nodes[-1]
         convs = [module_of(self._traced, node) for node in nodes if is_conv(self._traced, node)]
         linear_exit = is_conv(self._traced, end) or isinstance(module_of(self._traced, end), nn.BatchNorm2d)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from builder.elastify.supernet import Supernet
+from builder.elastify.trace import Inputs
 from builder.errors import BuildError
+from builder.export.names import graph_inputs, graph_outputs
 from edge_runtime.backends import Session, SessionOptions, open_session
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
@@ -26,10 +29,10 @@ class ParityReport:
     """How far the exported graph is from torch."""
 
     oracle_error: float
-    """Largest absolute difference of logits between the default gates and the oracle."""
+    """Largest absolute difference of outputs between the default gates and the oracle."""
 
     alternative_error: float
-    """Largest difference of logits over all other vectors checked, relative to the largest logit."""
+    """Largest difference of outputs over all other vectors checked, relative to the largest output."""
 
     images: int
     """Images that the default gates were compared on."""
@@ -38,14 +41,14 @@ class ParityReport:
     """Gate vectors checked; every alternative of every unit is in at least one of them."""
 
 
-def check_parity(supernet: Supernet, oracle: nn.Module, bundle: Bundle, images: Tensor) -> ParityReport:
+def check_parity(supernet: Supernet, oracle: nn.Module, bundle: Bundle, images: Inputs) -> ParityReport:
     """Compare `bundle` with the oracle and with the torch supernet.
 
     Args:
         supernet: what was exported, in eval mode.
         oracle: the developer's own network, untouched.
         bundle: the result of `pack`.
-        images: preprocessed images [N, C, H, W], 256 of them where there are as many.
+        images: preprocessed images [N, C, H, W], 256 of them where there are as many; or all inputs in order.
 
     Raises:
         BuildError: a difference is above its tolerance (1e-4 absolute for the oracle, 1e-3 relative for the others).
@@ -54,15 +57,18 @@ def check_parity(supernet: Supernet, oracle: nn.Module, bundle: Bundle, images: 
     oracle = oracle.eval()
     default = supernet.space.default
     with torch.no_grad():
-        batches = list(images.split(BATCH))
-        oracle_error = max(_difference(session, batch, default, oracle(batch)) for batch in batches)
-        few, worst, vectors = batches[0][:8], 0.0, 0
+        given = (images,) if isinstance(images, Tensor) else tuple(images)
+        batches = list(zip(*(value.split(BATCH) for value in given), strict=True))
+        runner = _Runner(session, supernet)
+        oracle_error = max(runner.difference(batch, default, tensors_of(oracle(*batch))) for batch in batches)
+        few, worst, vectors = [value[:8] for value in batches[0]], 0.0, 0
         for gates in _covering_vectors(supernet):
-            wanted = supernet(few, gates)
-            worst = max(worst, _difference(session, few, gates, wanted) / max(1.0, wanted.abs().max().item()))
+            wanted = supernet.features(few, gates).outputs
+            largest = max(value.abs().max().item() for value in wanted)
+            worst = max(worst, runner.difference(few, gates, wanted) / max(1.0, largest))
             vectors += 1
     session.close()
-    report = ParityReport(oracle_error, worst, len(images), vectors)
+    report = ParityReport(oracle_error, worst, len(given[0]), vectors)
     # Written so that a NaN fails too.
     if not (oracle_error <= ORACLE_TOLERANCE and worst <= ALTERNATIVE_TOLERANCE):
         raise BuildError(f"the exported graph differs from torch: {report}", hint="report this network")
@@ -79,6 +85,21 @@ def _covering_vectors(supernet: Supernet) -> Iterator[Gates]:
         yield space.gates([(index + shift) % group.size for index, group in enumerate(space.groups)])
 
 
-def _difference(session: Session, batch: Tensor, gates: Gates, wanted: Tensor) -> float:
-    found = torch.from_numpy(session.run({"image": batch.numpy()}, gates)["logits"])
-    return float((found - wanted).abs().max())
+class _Runner:
+    """Runs a session on tensors and compares what it gives."""
+
+    def __init__(self, session: Session, supernet: Supernet) -> None:
+        self._session = session
+        self._inputs, self._outputs = graph_inputs(supernet.program), graph_outputs(supernet.program)
+
+    def difference(self, inputs: Sequence[Tensor], gates: Gates, wanted: Sequence[Tensor]) -> float:
+        """Largest absolute difference over all outputs."""
+        fed = {name: value.numpy() for name, value in zip(self._inputs, inputs, strict=True)}
+        found = self._session.run(fed, gates)
+        pairs = zip(self._outputs, wanted, strict=True)
+        return max(float((torch.from_numpy(found[name]) - value).abs().max()) for name, value in pairs)
+
+
+def tensors_of(outputs: object) -> list[Tensor]:
+    """The tensors of nested tuples, lists and dicts, in order."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -1,4 +1,4 @@
-"""Two small networks of the kinds that the builder takes, with true-to-life BN statistics and seeded weights."""
+"""Small networks of the kinds that the builder takes, with true-to-life BN statistics and seeded weights."""
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,158 @@ class BasicNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(x)))
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Convolution, BN, ReLU."""
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class Small(nn.Module):
+    """Stem of `width` channels, body (of a subclass), mean of `features` channels, Linear."""
+
+    def __init__(self, features: int, width: int = 32) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, width, stride=2), nn.Linear(features, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x)).mean((2, 3)))
+
+    def body(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class DenseNet(Small):
+    """Each layer adds 16 features to all before it; activations come before convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__(80)
+        widths = (32, 48, 64)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(w), nn.ReLU(), *conv(w, 64, 1), nn.Conv2d(64, 16, 3, 1, 1)) for w in widths
+        )
+
+    def body(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class FireNet(Small):
+    """Squeeze, then two kinds of convolutions side by side, concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__(64)
+        self.squeeze = nn.ModuleList(conv(w, 32, 1) for w in (32, 64))
+        self.small, self.large = (nn.ModuleList(conv(32, 32, k) for _ in range(2)) for k in (1, 3))
+
+    def body(self, x: Tensor) -> Tensor:
+        for squeeze, small, large in zip(self.squeeze, self.small, self.large, strict=True):
+            x = squeeze(x)
+            x = torch.cat((small(x), large(x)), dim=1)
+        return x
+
+
+class GroupNet(Small):
+    """Residual blocks with grouped convolutions, 8 groups in one and 2 in the other, and squeeze-excite."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        inner = [nn.Sequential(conv(32, 64, 1), conv(64, 64, groups=groups)) for groups in (8, 2)]
+        self.inner = nn.ModuleList(inner)
+        self.excite = nn.ModuleList(nn.Sequential(nn.Conv2d(64, 32, 1), nn.ReLU(), nn.Conv2d(32, 64, 1)) for _ in inner)
+        self.outer = nn.ModuleList(nn.Sequential(nn.Conv2d(64, 32, 1), nn.BatchNorm2d(32)) for _ in inner)
+
+    def body(self, x: Tensor) -> Tensor:
+        for inner, excite, outer in zip(self.inner, self.excite, self.outer, strict=True):
+            y = inner(x)
+            y = y * torch.sigmoid(excite(functional.adaptive_avg_pool2d(y, 1)))
+            x = functional.relu(x + outer(y))
+        return x
+
+
+class MixNet(Small):
+    """Inverted residual whose inner channels are split over two kernel sizes, and halved by a slice at the end."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.expand, self.project = conv(32, 96, 1), nn.Sequential(nn.Conv2d(64, 32, 1), nn.BatchNorm2d(32))
+        self.small, self.large = conv(32, 32, 3, groups=32), conv(64, 64, 5, groups=64)
+
+    def body(self, x: Tensor) -> Tensor:
+        a, b = torch.split(self.expand(x), [32, 64], dim=1)
+        y = torch.cat([self.small(a), self.large(b)], 1)
+        return x + self.project(y[:, 32:])
+
+
+class ShuffleNet(Small):
+    """Half of the channels passes by; then both halves are shuffled."""
+
+    def __init__(self) -> None:
+        super().__init__(64, width=64)
+        self.branches = nn.ModuleList(
+            nn.Sequential(conv(32, 32, 1), nn.Conv2d(32, 32, 3, 1, 1, groups=32), nn.BatchNorm2d(32), conv(32, 32, 1))
+            for _ in range(3)
+        )
+
+    def body(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            kept, changed = x.chunk(2, dim=1)
+            x = torch.cat((kept, branch(changed)), 1)
+            n, c, h, w = x.size()
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+        return x
+
+
+class NextNet(Small):
+    """Depthwise 7x7, LayerNorm, a GELU perceptron on the last axis, a scale for each channel; no BN in the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.depthwise = nn.ModuleList(nn.Conv2d(32, 32, 7, 1, 3, groups=32) for _ in range(3))
+        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(3))
+        self.wide, self.back = (nn.ModuleList(nn.Linear(*s) for _ in range(3)) for s in ((32, 128), (128, 32)))
+        self.scales = nn.ParameterList(nn.Parameter(torch.full((32,), 0.5)) for _ in range(3))
+
+    def body(self, x: Tensor) -> Tensor:
+        blocks = zip(self.depthwise, self.norms, self.wide, self.back, self.scales, strict=True)
+        for depthwise, norm, wide, back, scale in blocks:
+            y = norm(depthwise(x).permute(0, 2, 3, 1))
+            x = x + (scale * back(functional.gelu(wide(y)))).permute(0, 3, 1, 2)
+        return x
+
+
+class PlainNet(nn.Module):
+    """Convolutions with biases and no BN, as after folding; ends in a convolution for the classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = ((3, 32), (32, 64), (64, 64), (64, 64), (64, 64))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 1, 1) for a, b in sizes)
+        self.head = nn.Conv2d(64, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for index, layer in enumerate(self.convs):
+            x = functional.relu(layer(x))
+            x = functional.max_pool2d(x, 2) if index == 0 else x
+        return self.head(functional.adaptive_avg_pool2d(x, 1)).flatten(1)
+
+
+class TappedNet(nn.Module):
+    """Two inputs; logits and two levels of features that are read on the way; returns nested containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.side = conv(3, 32, stride=2), conv(1, 32, stride=2)
+        self.first, self.second = nn.Sequential(Basic(32, 32, 1), Basic(32, 32, 1)), Basic(32, 64, 2)
+        self.lateral, self.head = nn.Conv2d(32, 64, 1), nn.Linear(64, 5)
+
+    def forward(self, image: Tensor, depth: Tensor, *, scale: float = 2.0) -> dict[str, object]:
+        low = self.first(self.stem(image) + self.side(depth))
+        high = self.second(low)
+        fused = self.lateral(low) + functional.interpolate(high, scale_factor=scale, mode="nearest")
+        return {"logits": self.head(high.mean((2, 3))), "levels": [fused, (high,)]}
 
 
 def made(kind: type[nn.Module], seed: int = 0) -> nn.Module:
