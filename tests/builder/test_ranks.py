@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from builder import checkpoint
+from tests.builder import train_child
 
 pytestmark = pytest.mark.builder
 
@@ -18,19 +19,22 @@ ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def run(folder, launcher):
-    folder.mkdir()
-    command = [sys.executable, *launcher, "-m", "tests.builder.train_child", str(folder), "--whole"]
+def run_as_two(folder):
+    command = [sys.executable, *TORCHRUN, "-m", "tests.builder.train_child", str(folder), "--whole"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads((folder / "loss.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
+    """The folder of both runs, and what each lost."""
     folder = tmp_path_factory.mktemp("ranks")
-    return folder, run(folder / "one", []), run(folder / "two", TORCHRUN)
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    train_child.train(folder / "one", whole=True)
+    run_as_two(folder / "two")
+    return folder, *(json.loads((folder / name / "loss.json").read_text()) for name in ("one", "two"))
 
 
 @pytest.mark.parametrize("stage", ["local", "paths"])
@@ -53,6 +57,5 @@ def test_the_weights_are_those_of_one_process_but_for_bn(both):
 def test_a_run_of_two_goes_on_as_a_run_of_one(both):
     folder, _, two = both
     (folder / "two" / "loss.json").unlink()
-    command = [sys.executable, "-m", "tests.builder.train_child", str(folder / "two"), "--whole"]
-    subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    train_child.train(folder / "two", whole=True)
     assert json.loads((folder / "two" / "loss.json").read_text()) == pytest.approx(two)

@@ -39,20 +39,29 @@ def source_of(ranks, broken):
     return source
 
 
-def main(folder):
+def train(folder, *, whole):
+    """Both stages in this process, or as one of the ranks that torchrun started; `whole`: without the broken batch."""
+    threads, kept = torch.get_num_threads(), (keeper.CHECKPOINT_EVERY_S, keeper.SAVING_SHARE, keeper.SNAPSHOT_EVERY)
     torch.set_num_threads(1)
     keeper.CHECKPOINT_EVERY_S, keeper.SAVING_SHARE, keeper.SNAPSHOT_EVERY = 0.0, math.inf, 2
-    with joined_ranks() as ranks, RunLog() as log:
-        source = source_of(ranks, broken=ranks.world == 1 and "--whole" not in sys.argv)
-        supernet = elastify(made(BottleneckNet), images(32))
-        compute = Compute(ranks=ranks)
-        compute.place_module(supernet)
-        pace = LoopConfig(epochs=2, steps_per_epoch=STEPS, learning_rate=2e-3, seed=3)
-        local = train_local(supernet, LocalConfig(pace), source, folder / "local.pt", log, compute=compute)
-        paths = train_paths(supernet, PathConfig(pace), source, folder / "paths.pt", log, compute=compute)
-        if ranks.first:
-            (folder / "loss.json").write_text(json.dumps({"local": local, "paths": paths}))
+    try:
+        with joined_ranks() as ranks, RunLog() as log:
+            losses = stages(folder, source_of(ranks, broken=not whole), Compute(ranks=ranks), log)
+            if ranks.first:
+                (folder / "loss.json").write_text(json.dumps(losses))
+    finally:
+        torch.set_num_threads(threads)
+        keeper.CHECKPOINT_EVERY_S, keeper.SAVING_SHARE, keeper.SNAPSHOT_EVERY = kept
+
+
+def stages(folder, source, compute, log):
+    supernet = elastify(made(BottleneckNet), images(32))
+    compute.place_module(supernet)
+    pace = LoopConfig(epochs=2, steps_per_epoch=STEPS, learning_rate=2e-3, seed=3)
+    local = train_local(supernet, LocalConfig(pace), source, folder / "local.pt", log, compute=compute)
+    paths = train_paths(supernet, PathConfig(pace), source, folder / "paths.pt", log, compute=compute)
+    return {"local": local, "paths": paths}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    train(Path(sys.argv[1]), whole="--whole" in sys.argv)
