@@ -17,7 +17,7 @@ from torch import Tensor
 from builder.files import write_atomically
 from edge_runtime.errors import StateError
 
-__all__ = ["load", "restore_rng", "rng_state", "save"]
+__all__ = ["from_bytes", "load", "restore_rng", "rng_state", "save", "to_bytes"]
 
 _HINT = "delete the file to begin this step again"
 
@@ -27,9 +27,19 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
     Raises `StateError` when the place cannot be written.
     """
+    write_atomically(path, to_bytes(state))
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    """What `save` would write."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    """Inverse of `to_bytes`, for bytes of this program; tensors are on the CPU."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
 def load(path: Path) -> dict[str, Any] | None:
@@ -47,11 +57,18 @@ def load(path: Path) -> dict[str, Any] | None:
     return state
 
 
-def rng_state() -> Tensor:
-    """State of torch's global CPU generator (all other randomness of the builder is derived from seeds and steps)."""
-    return torch.get_rng_state()
+def rng_state() -> dict[str, Tensor]:
+    """State of torch's global generators: of the CPU, and of each CUDA device where there is one.
+
+    All other randomness of the builder is derived from seeds and steps.
+    """
+    devices = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    return {"cpu": torch.get_rng_state()} | {f"cuda:{index}": torch.cuda.get_rng_state(index) for index in devices}
 
 
-def restore_rng(state: Tensor) -> None:
-    """Inverse of `rng_state`."""
-    torch.set_rng_state(state)
+def restore_rng(state: dict[str, Tensor]) -> None:
+    """Inverse of `rng_state`; devices that are not here are left out."""
+    torch.set_rng_state(state["cpu"])
+    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        if (kept := state.get(f"cuda:{index}")) is not None:
+            torch.cuda.set_rng_state(kept, index)

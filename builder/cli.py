@@ -1,23 +1,28 @@
-"""`nnf-build`: train a bundle, one recipe a verb. Needs ``pip install 'nnf-edge[build]'``.
+"""`nnf-build`: make a network elastic and pack it as a bundle. Needs ``pip install 'nnf-edge[build]'``.
 
-Every recipe goes on where it was stopped, keeps its steps in a work folder, and holds the machine's one lock, so that
-it never runs beside a benchmark. Exit codes are those of ``nnf-edge``: 0 ok; 1 failed; 2 usage; 5 torch is missing; 6
-the machine is in use or out of memory; 74 input or output; 130, 141, 143 interrupted, reader gone, terminated. Parsing
-imports neither numpy nor torch.
+Five verbs take a developer's own network from its weights to a bundle (`builder.project`), two are recipes that begin
+with a network of ours. Each goes on where it was stopped, keeps its steps in a work folder, and holds the machine's one
+lock, so that it never runs beside a benchmark. Exit codes are those of ``nnf-edge``: 0 ok; 1 failed; 2 usage; 4 the
+bundle would be refused; 5 torch or a device is missing; 6 the machine is in use or out of memory; 74 input or output;
+130, 141, 143 interrupted, reader gone, terminated. Parsing imports neither numpy nor torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builder import require_torch
+from builder.project.arguments import VERBS, add_verbs, run_verb
 from edge_runtime import __version__
 from edge_runtime.command import CommandParser, run_command
+from edge_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from builder.recipes.common import Request
@@ -28,6 +33,8 @@ __all__ = ["main"]
 
 _EPILOG = """\
 start here
+  nnf-build elastify --model model.py:network --weights weights.pt --data images --input-size 3x224x224 --report
+  nnf-build train                         then export, check and pack: docs/walkthrough.md
   nnf-build demo                          from nothing to a bundle, about 15 minutes on two cores
   nnf-build runway --data shared/data     real photographs (FOD-A) and ImageNet weights, about 45 minutes
 
@@ -36,7 +43,7 @@ Stop it whenever you like: the same command goes on where it was.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one recipe; `argv` without the program's name. Returns the exit code and raises nothing."""
+    """Run one verb; `argv` without the program's name. Returns the exit code and raises nothing."""
     return run_command("nnf-build", _run, argv, interrupted="interrupted; the same command goes on from here")
 
 
@@ -53,20 +60,57 @@ def _run(words: list[str]) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
-    from builder.recipes.common import Request
-    from builder.runlog import RunLog
-    from edge_runtime.measure import machine_lock
-
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.verb in VERBS:
+        return _run_project(arguments, words)
+    return _run_recipe(arguments, words)
+
+
+def _run_project(arguments: argparse.Namespace, words: list[str]) -> int:
+    from builder.runlog import RunLog
+    from builder.training import Compute, joined_ranks
+
+    if arguments.verb != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(f"{arguments.verb} runs in one process", hint="start only train with torchrun")
+    device, precision = getattr(arguments, "device", "cpu"), getattr(arguments, "precision", "fp32")
+    with _locked(arguments.verb), joined_ranks(device) as ranks:
+        compute = Compute(device, precision, ranks=ranks)
+        with RunLog(arguments.work / "log.jsonl") if ranks.first else RunLog(stream=io.StringIO()) as log:
+            log.event("begin", {"command": shlex.join(["nnf-build", *words]), "processes": ranks.world})
+            lines = run_verb(arguments, log, compute)
+    for line in lines:
+        print(line)
+    return 0
+
+
+@contextlib.contextmanager
+def _locked(verb: str) -> Iterator[None]:
+    """The machine's lock; of the processes that torchrun started here, the first takes it for all."""
+    from edge_runtime.measure import machine_lock
+
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        yield
+        return
+    with machine_lock(f"nnf-build {verb}"):
+        yield
+
+
+def _run_recipe(arguments: argparse.Namespace, words: list[str]) -> int:
+    from builder.recipes.common import Request
+    from builder.runlog import RunLog
+
     work = arguments.work or Path("work") / arguments.verb
     out = arguments.out or work / f"{arguments.verb}.nnf"
-    command = shlex.join(["nnf-build", *words])
     request = Request(
-        work=work, out=out, seed=arguments.seed, data=getattr(arguments, "data", None), command=_repeatable(arguments)
+        work=work,
+        out=out,
+        seed=arguments.seed or 0,
+        data=getattr(arguments, "data", None),
+        command=_repeatable(arguments),
     )
-    with machine_lock(f"nnf-build {arguments.verb}"), RunLog(work / "log.jsonl") as log:
-        log.event("begin", {"command": command})
+    with _locked(arguments.verb), RunLog(work / "log.jsonl") as log:
+        log.event("begin", {"command": shlex.join(["nnf-build", *words])})
         bundle = _recipe(arguments, request, log)
     print(f"{out}: {bundle.manifest.name}, digest {bundle.digest[:12]}")
     return 0
@@ -76,7 +120,7 @@ def _repeatable(arguments: argparse.Namespace) -> str:
     """The command for the bundle's provenance: what shapes the result, and no path of this machine."""
     words = ["nnf-build", arguments.verb, *(["--data", "DIR"] if arguments.verb == "runway" else [])]
     words += ["--dry-bright-only"] if getattr(arguments, "dry_bright_only", False) else []
-    return shlex.join([*words, "--seed", str(arguments.seed)])
+    return shlex.join([*words, "--seed", str(arguments.seed or 0)])
 
 
 def _recipe(arguments: argparse.Namespace, request: Request, log: RunLog) -> Bundle:
@@ -99,6 +143,7 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--version", action="version", version=f"nnf-build {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    add_verbs(verbs)
     demo = verbs.add_parser("demo", help="the model that nnf-edge ships, from rendered scenes", allow_abbrev=False)
     runway = verbs.add_parser(
         "runway", help="runway debris (FOD-A) with a MobileNetV2 from ImageNet", allow_abbrev=False
@@ -111,7 +156,8 @@ def _parser() -> CommandParser:
     for verb in (demo, runway):
         verb.add_argument("--work", type=Path, metavar="DIR", help="kept between runs (default: work/VERB)")
         verb.add_argument("--out", type=Path, metavar="FILE", help="the bundle (default: VERB.nnf in the work folder)")
-        verb.add_argument("--seed", type=_count, default=0, metavar="N", help="0 or more (default: 0)")
+    for verb in verbs.choices.values():
+        verb.add_argument("--seed", type=_count, metavar="N", help="0 or more (default: 0)")
         verb.add_argument("--threads", type=_threads, metavar="N", help="torch's threads (default: one per core)")
         verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from builder.distill.loop import Batch, BatchSource, LoopConfig, run_loop
+from builder.distill.losses import normalised_error
 from builder.elastify.supernet import Supernet
 from builder.runlog import RunLog
+from builder.training import Batch, BatchSource, Compute, LoopConfig, identity_of, run_loop
+from builder.training.loop import Backward
 
-__all__ = ["LocalConfig", "normalised_error", "train_local"]
+__all__ = ["LocalConfig", "train_local"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +30,30 @@ class LocalConfig:
     """Length, learning rate and regularisation."""
 
 
-def normalised_error(value: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over the variance of the target; both [N, C, H, W]; 0 is perfect, 1 is the mean's error."""
-    return (value - target).pow(2).mean() / target.var().clamp_min(1e-8)
+def train_local(
+    supernet: Supernet,
+    config: LocalConfig,
+    source: BatchSource,
+    saved: Path | None,
+    log: RunLog,
+    *,
+    compute: Compute | None = None,
+) -> float:
+    """Train every alternative alone; resumes from `saved`. Gives the mean error of the last epoch.
 
+    Args:
+        supernet: on the device of `compute`.
+        config: pace.
+        source: batches, of this rank's images where there are several ranks; labels are not used.
+        saved: checkpoint of this stage; None keeps nothing.
+        log: where epochs are written.
+        compute: device, precision and ranks.
 
-def train_local(supernet: Supernet, config: LocalConfig, source: BatchSource, saved: Path, log: RunLog) -> float:
-    """Train every alternative alone; resumes from `saved`. Gives the mean error of the last epoch."""
+    Raises:
+        StateError: the checkpoint is of another run.
+        UsageError: the source gives nothing.
+        BuildError: the loss jumped too often.
+    """
     tasks = [
         (index, index + alternative.span - 1, supernet.alternative(index, value))
         for index, unit in enumerate(supernet.units)
@@ -42,17 +61,18 @@ def train_local(supernet: Supernet, config: LocalConfig, source: BatchSource, sa
         if value and not isinstance(supernet.alternative(index, value), nn.Identity)
     ]
 
-    def step(batch: Batch, progress: float) -> float:
+    def step(batch: Batch, progress: float, backward: Backward) -> float:
         with torch.no_grad():
             teacher = supernet.features(batch[0], supernet.space.default)
         total = 0.0
         for first, last, module in tasks:
             loss = normalised_error(module(teacher.entries[first]), teacher.exits[last])
-            loss.backward()
+            backward(loss)
             total += loss.item()
         return total / len(tasks)
 
     supernet.train()
-    result = run_loop("local", supernet.bodies, supernet.fixed, config.loop, source, step, saved, log)
+    belongs_to = identity_of(config, supernet.fixed)
+    result = run_loop("local", supernet.bodies, belongs_to, config.loop, source, step, saved, log, compute=compute)
     supernet.eval()
     return result

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from builder.elastify.supernet import Features, Supernet
+from builder.distill.losses import output_distance
+from builder.elastify.supernet import Supernet
 
 __all__ = ["measure_prior"]
 
@@ -13,7 +14,7 @@ _BATCH = 64
 
 
 def measure_prior(supernet: Supernet, images: Tensor) -> tuple[tuple[float, ...], ...]:
-    """Mean KL divergence from the oracle's outputs, per unit and alternative; 0 for the original.
+    """How far the outputs are from the oracle's (`output_distance`), per unit and alternative; 0 for the original.
 
     Args:
         supernet: trained; used in eval mode.
@@ -28,11 +29,6 @@ def measure_prior(supernet: Supernet, images: Tensor) -> tuple[tuple[float, ...]
                 for value in range(1, group.size):
                     gates = supernet.space.default.replace(index, value)
                     # Nothing differs before the changed unit.
-                    sums[index][value] += _divergence(supernet.resume(oracle, index, gates), oracle)
+                    outputs = supernet.resume(oracle, index, gates).outputs
+                    sums[index][value] += output_distance(outputs, oracle.outputs).item() * len(batch)
     return tuple(tuple(max(0.0, total / len(images)) for total in row) for row in sums)
-
-
-def _divergence(subnet: Features, oracle: Features) -> float:
-    """Sum over a batch."""
-    own, wanted = (run.outputs[0].log_softmax(1) for run in (subnet, oracle))
-    return torch.nn.functional.kl_div(own, wanted, log_target=True, reduction="sum").item()

@@ -1,8 +1,8 @@
-"""The part that all recipes share: from a trained oracle to a packed, verified bundle, in resumable steps.
+"""The part that all recipes and `builder.project` share: from a trained oracle to a packed, verified bundle.
 
-Each step keeps its result in the work folder and is skipped when it is done: `settings.json` (what the folder is for),
-`local.pt` and `paths.pt` (training), `prior.json`, then the bundle. `log.jsonl` tells how long each took and what came
-out. A folder that was begun with other settings is refused, never mixed.
+The steps are resumable. Each keeps its result in the work folder and is skipped when it is done: `settings.json` (what
+the folder is for), `local.pt` and `paths.pt` (training), `prior.json`, then the bundle. `log.jsonl` tells how long each
+took and what came out. A folder that was begun with other settings is refused, never mixed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,28 +19,38 @@ from typing import Any
 import torch
 from torch import nn
 
+from builder.data import Augmentation, ImageBatches, ImageSet, Pixels
 from builder.distill import LocalConfig, PathConfig, measure_prior, train_local, train_paths
-from builder.distill.loop import Batch
 from builder.elastify import ElasticOptions, Supernet, elastify
 from builder.export import BundleInfo, check_parity, pack, static_model
 from builder.files import write_atomically
 from builder.fit import accuracy
-from builder.images import Augmentation, ImageSet, epoch_batches
 from builder.runlog import RunLog
+from builder.training import BatchSource, Compute
+from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends import runtime_versions
 from edge_runtime.bundle import Bundle, Preprocessing, Provenance
 from edge_runtime.errors import StateError
 
-__all__ = ["Plan", "Request", "build_bundle", "claim_work", "provenance"]
+__all__ = [
+    "CHECK_IMAGES",
+    "FIT_IMAGES",
+    "Plan",
+    "Request",
+    "build_bundle",
+    "claim_work",
+    "kept_prior",
+    "make_supernet",
+    "provenance",
+    "spread",
+    "train_supernet",
+]
 
-_FIT_IMAGES = 128
+FIT_IMAGES = 128
 """Training images, without labels, for the importance of channels and the closed-form initialisation."""
 
-_CHECK_IMAGES = 256
+CHECK_IMAGES = 256
 """Validation images, without labels, for the prior and the parity with torch."""
-
-_LAYOUT = torch.channels_last
-"""Of the training: depthwise convolutions are faster so on CPUs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +83,10 @@ class Plan:
     seed: int
 
 
-def claim_work(work: Path, recipe: str, settings: Mapping[str, Any]) -> None:
+def claim_work(work: Path, recipe: str, settings: Mapping[str, Any], *, file: str = "settings.json") -> None:
     """Mark `work` as the folder of this recipe with these settings; `StateError` where it was begun with others."""
     wanted = json.dumps({"recipe": recipe} | dict(settings), sort_keys=True, indent=1, default=str)
-    path = work / "settings.json"
+    path = work / file
     try:
         found = path.read_text(encoding="utf-8") if path.exists() else None
     except OSError as error:
@@ -125,14 +135,14 @@ def build_bundle(
     oracle's static export, the yardstick of every latency, is left in `work`/oracle.onnx.
 
     Raises:
-        BuildError: the exported graph is not the trained network.
+        BuildError: the exported graph is not the trained network, or training diverged.
         StateError: a checkpoint in `work` is damaged, or a place cannot be written.
     """
-    # The layout decides the last bits of every sum: the same whether the oracle was just trained or read from its file.
-    oracle.to(memory_format=_LAYOUT)
-    supernet = _trained(oracle, train, plan, work, log)
-    held_out = _spread(validation, _CHECK_IMAGES)
-    prior = _prior(supernet, held_out, work, log)
+    supernet = make_supernet(oracle, spread(train, FIT_IMAGES), plan.options, plan.seed, log)
+    source = ImageBatches(train, plan.batch_size, plan.seed, augmentation=plan.augmentation)
+    train_supernet(supernet, plan.local, plan.paths, source, work, log)
+    held_out = spread(validation, CHECK_IMAGES)
+    prior = kept_prior(supernet, held_out, work, log)
     with log.step("export") as figures:
         figures["oracle_validation_accuracy"] = accuracy(oracle, validation)
         draft = work / f"{info.name}.nnf"
@@ -145,39 +155,75 @@ def build_bundle(
     return Bundle.read(out)
 
 
-def _trained(oracle: nn.Module, train: ImageSet, plan: Plan, work: Path, log: RunLog) -> Supernet:
+def make_supernet(oracle: nn.Module, images: torch.Tensor, options: ElasticOptions, seed: int, log: RunLog) -> Supernet:
+    """The untrained supernet of `oracle`, the same for the same images and seed.
+
+    Args:
+        oracle: the developer's network; its layout in memory is changed, its values are not.
+        images: a few dozen to a few hundred images as the network takes them.
+        options: what each unit is offered.
+        seed: of the closed-form initialisation.
+        log: where its figures are written.
+
+    Raises:
+        UsageError: the network cannot be traced, or has nothing to make elastic.
+    """
+    # The layout decides the last bits of every sum: the same whether the oracle was just trained or read from its file.
+    Compute().place_module(oracle)
     with log.step("elastify") as figures:
-        torch.manual_seed(plan.seed)
-        supernet = elastify(oracle, _spread(train, _FIT_IMAGES), plan.options, seed=plan.seed)
-        supernet.to(memory_format=_LAYOUT)
+        torch.manual_seed(seed)
+        supernet = elastify(oracle, images, options, seed=seed)
+        Compute().place_module(supernet)
         merged = sum(span > 1 for group in supernet.space.groups for span in group.spans)
         figures |= {"units": len(supernet.units), "merged": merged, "subnets": float(supernet.space.size())}
         figures["alternatives"] = sum(group.size - 1 for group in supernet.space.groups)
-
-    def source(epoch: int, first: int) -> Iterable[Batch]:
-        drawn = epoch_batches(
-            train, plan.batch_size, seed=plan.seed, epoch=epoch, augmentation=plan.augmentation, first=first
-        )
-        return ((inputs.contiguous(memory_format=_LAYOUT), labels) for inputs, labels in drawn)
-
-    with log.step("local") as figures:
-        torch.manual_seed(plan.seed)
-        figures["error"] = train_local(supernet, plan.local, source, work / "local.pt", log)
-    with log.step("paths") as figures:
-        torch.manual_seed(plan.seed)
-        figures["loss"] = train_paths(supernet, plan.paths, source, work / "paths.pt", log)
     return supernet
 
 
-def _prior(supernet: Supernet, images: torch.Tensor, work: Path, log: RunLog) -> tuple[tuple[float, ...], ...]:
-    """The measured prior; kept together with the digest of the weights that it was measured on."""
+def train_supernet(
+    supernet: Supernet,
+    local: LocalConfig,
+    paths: PathConfig,
+    source: BatchSource,
+    work: Path,
+    log: RunLog,
+    *,
+    compute: Compute | None = None,
+    latency: AdditiveCost | None = None,
+) -> None:
+    """Both stages of training, each from its checkpoint in `work`; the supernet ends on the CPU, in eval mode.
+
+    Raises:
+        StateError: a checkpoint is damaged or of other settings.
+        BuildError: training diverged.
+    """
+    compute = compute or Compute()
+    compute.place_module(supernet)
+    with log.step("local") as figures:
+        figures["error"] = train_local(supernet, local, source, work / "local.pt", log, compute=compute)
+    with log.step("paths") as figures:
+        saved = work / "paths.pt"
+        figures["loss"] = train_paths(supernet, paths, source, saved, log, compute=compute, latency=latency)
+    supernet.to("cpu")
+
+
+def kept_prior(
+    supernet: Supernet, images: torch.Tensor, work: Path, log: RunLog, *, compute: Compute | None = None
+) -> tuple[tuple[float, ...], ...]:
+    """The measured prior; kept together with the digest of the weights that it was measured on.
+
+    The supernet is on the CPU before and after; it is measured on the device of `compute`.
+    """
+    compute = compute or Compute()
     path, digest = work / "prior.json", _digest(supernet)
     if path.exists():
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["weights"] == digest:
             return tuple(tuple(row) for row in kept["prior"])
     with log.step("prior"):
-        prior = measure_prior(supernet, images)
+        compute.place_module(supernet)
+        prior = measure_prior(supernet, compute.place((images, None))[0])
+        supernet.to("cpu")
     write_atomically(path, json.dumps({"weights": digest, "prior": prior}).encode())
     return prior
 
@@ -189,7 +235,7 @@ def _digest(supernet: Supernet) -> str:
     return digest.hexdigest()
 
 
-def _spread(images: ImageSet, count: int) -> torch.Tensor:
+def spread(images: Pixels, count: int) -> torch.Tensor:
     """Up to `count` images evenly over the set, as the network takes them."""
     step = max(len(images) // count, 1)
     return images.inputs(slice(0, step * count, step))

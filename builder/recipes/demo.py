@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from builder import checkpoint
+from builder.data import ImageSet
 from builder.demo_net import ORACLE, DemoNet
 from builder.distill import LocalConfig, LoopConfig, PathConfig
 from builder.elastify import ElasticOptions
 from builder.export import BundleInfo
 from builder.files import read_npz, write_atomically
 from builder.fit import FitConfig, accuracy, fit
-from builder.images import ImageSet
 from builder.recipes.common import Plan, Request, build_bundle, claim_work, preprocessing_of, provenance
 from builder.recipes.demo_config import DEMO, DemoSettings, as_image_set, fit_config
 from builder.runlog import RunLog
@@ -83,8 +83,8 @@ def _plan(settings: DemoSettings, stages: Stages, config: FitConfig) -> Plan:
     steps = max(settings.train_images // stages.batch_size, 1)
     return Plan(
         options=ElasticOptions(),
-        local=LocalConfig(LoopConfig(epochs=stages.local_epochs, steps_per_epoch=steps, learning_rate=2e-3)),
-        paths=PathConfig(LoopConfig(epochs=stages.path_epochs, steps_per_epoch=steps, learning_rate=1.5e-3)),
+        local=LocalConfig(LoopConfig(stages.local_epochs, steps, learning_rate=2e-3, seed=config.seed)),
+        paths=PathConfig(LoopConfig(stages.path_epochs, steps, learning_rate=1.5e-3, seed=config.seed)),
         batch_size=stages.batch_size,
         augmentation=config.augmentation,
         seed=config.seed,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from builder.data import Augmentation, ImageSet
 from builder.demo_net import MEAN, STD
 from builder.fit import FitConfig
-from builder.images import Augmentation, ImageSet
 from builder.scenes import CONDITIONS, render_set
 from edge_runtime.errors import UsageError
 

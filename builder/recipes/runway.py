@@ -28,8 +28,8 @@ def default_plan(steps_per_epoch: int, seed: int) -> Plan:
     path_epochs = max(PATH_EPOCHS, -(-LEAST_PATH_STEPS // steps_per_epoch))
     return Plan(
         options=ElasticOptions(),
-        local=LocalConfig(LoopConfig(epochs=local_epochs, steps_per_epoch=steps_per_epoch, learning_rate=2e-3)),
-        paths=PathConfig(LoopConfig(epochs=path_epochs, steps_per_epoch=steps_per_epoch, learning_rate=1.5e-3)),
+        local=LocalConfig(LoopConfig(local_epochs, steps_per_epoch, learning_rate=2e-3, seed=seed)),
+        paths=PathConfig(LoopConfig(path_epochs, steps_per_epoch, learning_rate=1.5e-3, seed=seed)),
         batch_size=BATCH,
         augmentation=AUGMENTATION,
         seed=seed,

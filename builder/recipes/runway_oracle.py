@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from builder import checkpoint
+from builder.data import Augmentation, ImageSet
 from builder.fit import FitConfig, accuracy, fit
 from builder.fod import CONDITIONS, SPLITS, FodCrops
-from builder.images import Augmentation, ImageSet
 from builder.mobilenet import MEAN, STD, MobileNetV2, load_folded, recenter_batch_norms
 from builder.runlog import RunLog
 from edge_runtime.errors import StateError

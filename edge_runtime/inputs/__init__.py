@@ -18,10 +18,11 @@ from edge_runtime.inputs.frames import (
     preprocess,
     preprocess_all,
 )
-from edge_runtime.inputs.samples import Samples, load_folder, load_npz, load_samples
+from edge_runtime.inputs.samples import Listing, Samples, list_folder, load_folder, load_npz, load_samples, read_image
 
 __all__ = [
     "Frame",
+    "Listing",
     "SampleBuffer",
     "Samples",
     "Tensor",
@@ -29,10 +30,12 @@ __all__ = [
     "check_frame",
     "check_labels",
     "fit",
+    "list_folder",
     "load_folder",
     "load_npz",
     "load_samples",
     "normalise",
     "preprocess",
     "preprocess_all",
+    "read_image",
 ]

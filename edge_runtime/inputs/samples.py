@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edge_runtime.errors import InputError
 from edge_runtime.inputs.frames import Frame, check_frame, check_labels
 
-__all__ = ["Samples", "load_folder", "load_npz", "load_samples"]
+__all__ = ["Listing", "Samples", "list_folder", "load_folder", "load_npz", "load_samples", "read_image"]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
 MAX_NPZ_BYTES = 2**31
@@ -53,6 +53,20 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The image files of a folder; see `list_folder`."""
+
+    files: tuple[Path, ...]
+    """One or more, in a fixed order."""
+
+    labels: npt.NDArray[np.int64] | None
+    """Class index of each file, or None where the images are unlabelled."""
+
+    class_names: tuple[str, ...]
+    """Names of the label indices; empty where the images are unlabelled."""
 
 
 def load_samples(
@@ -96,6 +110,20 @@ def load_folder(
     Arguments and errors are those of `load_samples`. Hidden files and files of other types are skipped.
     """
     where = Path(path)
+    listing = list_folder(where, class_names=class_names)
+    kept = _spread(len(listing.files), limit)
+    images = tuple(read_image(listing.files[index], size) for index in kept)
+    names = tuple(listing.files[index].relative_to(where).as_posix() for index in kept)
+    labels = None if listing.labels is None else listing.labels[kept]
+    return Samples(images, labels, names, (), listing.class_names)
+
+
+def list_folder(path: str | os.PathLike[str], *, class_names: Sequence[str] = ()) -> Listing:
+    """The image files directly in `path` (unlabelled), or in subfolders named by class (labelled); opens none of them.
+
+    Errors are those of `load_samples`.
+    """
+    where = Path(path)
     try:
         folders = sorted(entry for entry in where.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         files = _image_files(where)
@@ -112,19 +140,15 @@ def load_folder(
         raise InputError(
             f"there are no images in {os.fspath(path)!r}", hint=f"files of these kinds are read: {suffixes}"
         )
+    if files:
+        return Listing(tuple(files), None, ())
     names = tuple(class_names) or tuple(sorted({name for _, name in labelled}))
-    unknown = sorted({name for _, name in labelled} - set(names))
-    if unknown:
+    if unknown := sorted({name for _, name in labelled} - set(names)):
         raise InputError(
             f"folder {unknown[0]!r} is not a class of this model", hint=f"its classes are {', '.join(names)}"
         )
-    entries: list[tuple[Path, str | None]] = [*((file, None) for file in files), *labelled]
-    kept = [entries[index] for index in _spread(len(entries), limit)]
-    labels = np.array([names.index(name) for _, name in kept if name is not None], np.int64) if labelled else None
-    images = tuple(_read_image(file, size) for file, _ in kept)
-    return Samples(
-        images, labels, tuple(file.relative_to(where).as_posix() for file, _ in kept), (), names if labelled else ()
-    )
+    labels = np.array([names.index(name) for _, name in labelled], np.int64)
+    return Listing(tuple(file for file, _ in labelled), labels, names)
 
 
 def load_npz(path: str | os.PathLike[str], *, class_names: Sequence[str] = (), limit: int | None = None) -> Samples:
@@ -203,7 +227,7 @@ def _decode(arrays: dict[str, npt.NDArray[Any]], kept: Sequence[int]) -> tuple[F
         )
     from io import BytesIO
 
-    return tuple(_read_image(BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()), None, f"images[{i}]") for i in kept)
+    return tuple(read_image(BytesIO(data[offsets[i] : offsets[i + 1]].tobytes()), None, f"images[{i}]") for i in kept)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -214,8 +238,8 @@ def _image_files(folder: Path) -> list[Path]:
     )
 
 
-def _read_image(source: Any, size: tuple[int, int] | None, name: str | None = None) -> Frame:
-    """Decode one image upright and in RGB; `size` is (height, width)."""
+def read_image(source: Any, size: tuple[int, int] | None, name: str | None = None) -> Frame:
+    """Decode one image upright and in RGB, uint8 [H, W, 3]; `size` is (height, width). Raises `InputError`."""
     import warnings
 
     from PIL import Image, ImageOps

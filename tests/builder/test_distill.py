@@ -1,12 +1,15 @@
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from builder.distill import LocalConfig, LoopConfig, PathConfig, PathSampler, measure_prior, train_local, train_paths
-from builder.distill.local import normalised_error
-from builder.elastify import elastify
+from builder.distill.losses import normalised_error, output_distance
+from builder.distill.sampler import multiply_accumulates
+from builder.elastify import ElasticOptions, elastify
 from builder.runlog import RunLog
-from edge_runtime.additive import AdditiveCost
+from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import StateError, UsageError
 from tests.builder.nets import BottleneckNet, images, made
 
@@ -81,7 +84,9 @@ def test_path_stage_brings_subnets_nearer_to_the_oracle(tmp_path, labelled):
 
 @pytest.mark.parametrize("train", [train_local, train_paths])
 def test_a_run_cut_anywhere_and_resumed_ends_with_the_same_bits(tmp_path, train, monkeypatch):
-    monkeypatch.setattr("builder.distill.loop.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("builder.training.keeper.CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr("builder.training.keeper.SAVING_SHARE", math.inf)
+    monkeypatch.setattr("builder.training.keeper.SNAPSHOT_EVERY", 2)
     config = (LocalConfig if train is train_local else PathConfig)(LoopConfig(2, STEPS, 1e-3))
     whole, cut = elastify(made(BottleneckNet), images(32)), elastify(made(BottleneckNet), images(32))
     torch.manual_seed(7)
@@ -100,11 +105,57 @@ def test_paths_are_spread_over_cost(guided):
     supernet = elastify(made(BottleneckNet), images(32))
     prior = measure_prior(supernet, images(32, seed=8))
     torch.manual_seed(0)
-    sampler = PathSampler(supernet, AdditiveCost.damage(supernet.space, prior) if guided else None)
+    damage = AdditiveCost.damage(supernet.space, prior) if guided else None
+    sampler = PathSampler(multiply_accumulates(supernet), damage)
     full = supernet.macs(supernet.space.default)
     shares = torch.tensor([supernet.macs(sampler.sample()) / full for _ in range(400)])
     counts = torch.histc(shares, bins=4, min=float(shares.min()), max=1.0)
     assert counts.min() >= 0.5 * counts.mean()
+
+
+def test_paths_are_spread_over_latency_where_it_is_known():
+    supernet = elastify(made(BottleneckNet), images(32))
+    # A device on which the unit with the fewest operations takes most of the time.
+    shares = [[a.macs / unit.alternatives[0].macs for a in unit.alternatives] for unit in supernet.units]
+    least = min(range(len(shares)), key=lambda index: supernet.units[index].alternatives[0].macs)
+    rows = [[share * (20.0 if index == least else 1.0) for share in row] for index, row in enumerate(shares)]
+    latency = AdditiveCost(supernet.space, 1.0, tuple(map(tuple, rows)))
+
+    def unevenness(sampler):
+        """Largest distance between the distribution of drawn latencies and the uniform one."""
+        torch.manual_seed(0)
+        drawn = torch.tensor([latency(sampler.sample()) for _ in range(400)]).sort().values
+        low, high = latency(fastest(latency)), latency(supernet.space.default)
+        return ((drawn - low) / (high - low) - torch.arange(400) / 400).abs().max().item()
+
+    assert unevenness(PathSampler(latency)) < 0.7 * unevenness(PathSampler(multiply_accumulates(supernet)))
+
+
+def test_a_latency_table_of_another_supernet_is_refused(tmp_path):
+    supernet = elastify(made(BottleneckNet), images(32))
+    other = multiply_accumulates(elastify(made(BottleneckNet), images(32), ElasticOptions(window=1)))
+    with pytest.raises(UsageError, match="another supernet"):
+        train_paths(supernet, PathConfig(LoopConfig(1, STEPS, 1e-3)), batches, None, RunLog(), latency=other)
+
+
+def test_each_output_has_its_own_distance_and_the_same_weight():
+    logits, wanted = torch.randn(8, 5), torch.randn(8, 5)
+    maps, target = torch.randn(8, 2, 4, 4), torch.randn(8, 2, 4, 4)
+    kl = (wanted.softmax(1) * (wanted.log_softmax(1) - logits.log_softmax(1))).sum(1).mean()
+    error = (maps - target).pow(2).mean() / target.var()
+    assert output_distance([logits], [wanted]).item() == pytest.approx(kl.item(), rel=1e-5)
+    assert output_distance([logits, maps], [wanted, target]).item() == pytest.approx((kl + error).item() / 2, rel=1e-5)
+    assert output_distance([wanted, target], [wanted, target]).item() == pytest.approx(0, abs=1e-6)
+    # One value per image has no classes to compare: a softmax over it would always agree.
+    assert output_distance([torch.zeros(8, 1)], [torch.randn(8, 1)]).item() > 0.1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"paths_per_step": 0}, {"temperature": 0.0}, {"label_weight": 1.5}, {"feature_weight": -1.0}]
+)
+def test_path_settings_that_cannot_be_meant_are_refused(changes):
+    with pytest.raises(UsageError):
+        PathConfig(LoopConfig(1, 1, 1e-3), **changes)
 
 
 def test_guided_paths_damage_less_and_still_try_every_alternative():
@@ -118,7 +169,8 @@ def test_guided_paths_damage_less_and_still_try_every_alternative():
 
 
 def samplers(supernet, damage):
-    return PathSampler(supernet), PathSampler(supernet, damage)
+    cost = multiply_accumulates(supernet)
+    return PathSampler(cost), PathSampler(cost, damage)
 
 
 def test_the_prior_is_the_divergence_of_whole_runs():

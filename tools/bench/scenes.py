@@ -26,10 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from builder.data import ImageSet
 from builder.demo_net import ORACLE, SMALL, DemoConfig, DemoNet
 from builder.export.static import static_model
 from builder.fit import fit, logits_of
-from builder.images import ImageSet
 from builder.recipes.demo_config import DEMO, as_image_set, fit_config
 from builder.runlog import RunLog
 from builder.scenes import CLASSES

@@ -1,61 +1,18 @@
-"""Labelled images in memory, batches of them in a seeded order, and the augmentation that training uses."""
+"""Random changes to training images, drawn in whole batches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 from torch import Tensor
 
 from edge_runtime.errors import InputError
 
-__all__ = ["Augmentation", "ImageSet", "epoch_batches"]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSet:
-    """Images with their labels. Raises `InputError` when they do not belong together."""
-
-    images: npt.NDArray[np.uint8]
-    """RGB [N, H, W, 3]."""
-
-    labels: npt.NDArray[np.int64]
-    """[N]."""
-
-    mean: tuple[float, float, float]
-    """Subtracted from pixels in [0, 1], per channel."""
-
-    std: tuple[float, float, float]
-    """What is left is divided by this, per channel."""
-
-    def __post_init__(self) -> None:
-        if self.images.ndim != 4 or self.images.shape[-1] != 3 or self.images.dtype != np.uint8:
-            raise InputError(f"images are uint8 [N, H, W, 3], got {self.images.dtype} {self.images.shape}")
-        if len(self.labels) != len(self.images):
-            raise InputError(f"{len(self.labels)} labels for {len(self.images)} images")
-        if len(self.images) == 0:
-            raise InputError("the set of images is empty", hint="check the data folder and the choice of classes")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pixels(self, indices: npt.NDArray[np.int64] | slice) -> Tensor:
-        """The chosen images as float32 [n, 3, H, W] in [0, 1]."""
-        return torch.from_numpy(self.images[indices]).permute(0, 3, 1, 2).float().div_(255.0)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] as the network takes them."""
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
-
-    def inputs(self, indices: npt.NDArray[np.int64] | slice) -> Tensor:
-        """The chosen images as the network takes them, float32 [n, 3, H, W]."""
-        return self.normalise(self.pixels(indices))
+__all__ = ["Augmentation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,24 +61,6 @@ class Augmentation:
         cos, sin = angle.cos() * scale, angle.sin() * scale
         rows = torch.stack((cos * mirror_x, -sin * mirror_y, sin * mirror_x, cos * mirror_y), 1).view(-1, 2, 2)
         return torch.cat((rows, torch.stack(tuple(shift), 1).unsqueeze(2)), 2)
-
-
-def epoch_batches(
-    images: ImageSet, size: int, *, seed: int, epoch: int, augmentation: Augmentation | None = None, first: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (inputs float32 [size, 3, H, W], labels int64 [size]) of one epoch from batch `first` on; all are full.
-
-    A set smaller than `size` gives one batch of all. Everything random depends on `seed`, `epoch` and the number of the
-    batch alone, so a resumed run sees the same batches.
-    """
-    order = np.random.default_rng((seed, epoch)).permutation(len(images))
-    size = min(size, len(images))
-    for number in range(first, len(images) // size):
-        chosen = order[number * size : (number + 1) * size]
-        pixels = images.pixels(chosen)
-        if augmentation is not None:
-            pixels = augmentation.apply(pixels, np.random.default_rng((seed, epoch, number)))
-        yield images.normalise(pixels), torch.from_numpy(images.labels[chosen])
 
 
 def _uniform(rng: np.random.Generator, count: int, limit: float) -> Tensor:

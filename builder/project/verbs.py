@@ -1,0 +1,145 @@
+"""The five commands of a project. Each gives the lines to print, and does nothing twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from builder.data import source_of
+from builder.elastify import ElastifyReport, NothingElasticError
+from builder.export import check_parity, static_model
+from builder.export import pack as pack_supernet
+from builder.files import write_atomically
+from builder.fit import accuracy
+from builder.project.latency import keep_latency, read_latency
+from builder.project.plan import AUGMENTATIONS, settle_training, stage_configs
+from builder.project.project import Project
+from builder.recipes.common import train_supernet
+from builder.training import Compute
+from edge_runtime.bundle import Bundle, write_bundle
+from edge_runtime.errors import BundleError, StateError
+
+__all__ = ["check", "elastify", "export", "pack", "train"]
+
+EXPORT = "export"
+"""Folder in the work folder with model.onnx, weights.bin and manifest.json: a bundle that is not packed yet."""
+
+
+def elastify(project: Project, *, report: str | None = None) -> list[str]:
+    """Make the supernet, write its report, and say what it offers; `report` is None, ``text`` or ``json``."""
+    oracle, names, data = project.oracle, project.class_names, project.data
+    try:
+        supernet = project.supernet
+    except NothingElasticError as error:
+        print("\n".join(_report_lines(error.report, report)))
+        raise
+    project.claim()
+    found = supernet.report()
+    write_atomically(project.work / "report.txt", f"{found.to_text()}\n".encode())
+    write_atomically(project.work / "report.json", json.dumps(found.to_json(), indent=1).encode())
+    lines = _report_lines(found, report)
+    if report == "json":
+        return lines
+    lines.append(f"{len(data.train)} images to train on, {len(data.validation)} held out, {len(names)} classes")
+    if data.validation.labels is not None:
+        share = accuracy(oracle, data.validation)
+        lines.append(
+            f"the network labels {share:.1%} of the held-out images right (if too few: --mean, --std, --classes)"
+        )
+    alternatives = sum(group.size - 1 for group in supernet.space.groups)
+    lines.append(f"{len(supernet.units)} units with {alternatives} alternatives: {supernet.space.size():.3g} subnets")
+    return [*lines, f"next: nnf-build train --work {project.work}"]
+
+
+def _report_lines(report: ElastifyReport, form: str | None) -> list[str]:
+    if form is None:
+        return []
+    return [report.to_text() if form == "text" else json.dumps(report.to_json(), indent=1)]
+
+
+def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[str]:
+    """Train both stages and measure the prior; `given` holds what the user named (see `settle_training`)."""
+    supernet, data, seed = project.supernet, project.data, project.settings.seed
+    if compute.ranks.first and "latency" in given and not (project.work / "latency.json").exists():
+        keep_latency(given["latency"], supernet, project.bundle_info(), project.work, seed)
+    compute.place_module(supernet)
+
+    def batches_of(batch_size: int, augment: str) -> Any:
+        return source_of(data.train, batch_size, seed=seed, ranks=compute.ranks, augmentation=AUGMENTATIONS[augment])
+
+    settings = settle_training(project.work, given, batches_of, supernet, compute)
+    source = batches_of(settings.batch_size, settings.augment)
+    local, paths = stage_configs(settings, len(source), seed)
+    latency = read_latency(project.work, supernet.space) if settings.latency else None
+    train_supernet(supernet, local, paths, source, project.work, project.log, compute=compute, latency=latency)
+    if not compute.ranks.first:
+        return []
+    project.keep_trained()
+    project.prior(compute)
+    lines = [f"trained: {settings.local_steps} steps alone, {settings.path_steps} steps as whole subnets"]
+    if skipped := getattr(data.train, "skipped", ()):
+        project.log.event("data.skipped", {"count": len(skipped), "first": str(skipped[0])})
+        lines.append(f"{len(skipped)} images could not be read and were skipped, the first is {skipped[0]}")
+    return [*lines, f"next: nnf-build export --work {project.work}"]
+
+
+def export(project: Project, name: str | None = None) -> list[str]:
+    """Write the gated graph and its weights, and the oracle's static graph."""
+    work, supernet = project.work, project.trained()
+    info = project.bundle_info(name)
+    with project.log.step("export") as figures:
+        bundle = pack_supernet(supernet, project.prior(), info, work / EXPORT)
+        oracle = static_model(project.oracle, project.held_out[:2])
+        write_atomically(work / "oracle.onnx", oracle)
+        figures |= {"digest": bundle.digest, "bytes": len(bundle.model_bytes) + len(bundle.weights)}
+    (work / "check.json").unlink(missing_ok=True)
+    graph_mib, weights_mib = len(bundle.model_bytes) / 2**20, len(bundle.weights) / 2**20
+    return [
+        f"{work / EXPORT}: the gated graph, {graph_mib:.1f} MiB, and {weights_mib:.1f} MiB of weights",
+        f"{work / 'oracle.onnx'}: the network itself, {len(oracle) / 2**20:.1f} MiB",
+        f"next: nnf-build check --work {work}",
+    ]
+
+
+def check(project: Project) -> list[str]:
+    """Compare the exported graph with torch; `BuildError` where they differ."""
+    bundle = _exported(project.work)
+    with project.log.step("check") as figures:
+        report = check_parity(project.trained(), project.oracle, bundle, project.held_out)
+        figures |= dataclasses.asdict(report)
+    body = {"digest": bundle.digest} | dataclasses.asdict(report)
+    write_atomically(project.work / "check.json", json.dumps(body, indent=1).encode())
+    return [
+        f"the default gates are the network: largest difference {report.oracle_error:.1e} over {report.images} images",
+        f"every alternative is the trained one: largest relative difference {report.alternative_error:.1e} over "
+        f"{report.vectors} gate vectors",
+        f"next: nnf-build pack --work {project.work}",
+    ]
+
+
+def pack(project: Project, out: Path) -> list[str]:
+    """Write the bundle, checked first where that was not done yet."""
+    bundle = _exported(project.work)
+    if not _is_checked(project.work, bundle):
+        check(project)
+    packed = write_bundle(out, bundle.manifest, bundle.model_bytes, bundle.weights)
+    return [f"{out}: {packed.manifest.name}, digest {packed.digest[:12]}, {out.stat().st_size / 2**20:.1f} MiB"]
+
+
+def _exported(work: Path) -> Bundle:
+    if not (work / EXPORT).is_dir():
+        raise StateError(f"nothing is exported in {work}", hint=f"export it: nnf-build export --work {work}")
+    try:
+        return Bundle.read(work / EXPORT)
+    except BundleError as error:
+        raise StateError(f"the export in {work} is damaged: {error.message}", hint="export it again") from error
+
+
+def _is_checked(work: Path, bundle: Bundle) -> bool:
+    try:
+        return bool(json.loads((work / "check.json").read_text(encoding="utf-8"))["digest"] == bundle.digest)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,356 @@
+"""The commands for a developer's own network, on a network of a few channels; the walk-through is in tests/e2e."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from builder import checkpoint
+from builder.cli import main
+from builder.project.safetensors import read_safetensors
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import InputError
+from edge_runtime.measure import machine_lock
+
+pytestmark = pytest.mark.builder
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = """
+import torch
+from torch import nn
+
+
+class Unit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(32, 32, 3, 1, 1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 32, 3, 1, 1), nn.BatchNorm2d(32)
+        )
+
+    def forward(self, x):
+        return torch.relu(x + self.body(x))
+
+
+def network():
+    stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU())
+    return nn.Sequential(stem, Unit(), Unit(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
+
+
+def trained():
+    torch.manual_seed(0)
+    return network()
+
+
+def number():
+    return 3
+
+
+def failing():
+    raise RuntimeError("no such file")
+
+
+def detector():
+    return nn.Conv2d(3, 8, 3)
+
+
+def choosy():
+    return nn.Linear(7, 2)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model, weights and images; the lock of the machine is one of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edge_runtime.measure.machine_lock", lambda what: machine_lock(what, folder=tmp_path))
+    (tmp_path / "model.py").write_text(MODEL)
+    sys.modules.pop("nnf_project_model", None)
+    scope = {}
+    exec(MODEL, scope)
+    torch.save(scope["trained"]().state_dict(), tmp_path / "w.pt")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", images=rng.integers(0, 256, (40, 16, 16, 3), np.uint8), labels=np.arange(40) % 3)
+    return tmp_path
+
+
+BEGIN = ["elastify", "--model", "model.py:network", "--weights", "w.pt", "--data", "d.npz", "--input-size", "3x16x16"]
+
+
+def build(*words, code=0, work="w"):
+    assert main([*words, "--work", work]) == code
+
+
+def events(place, name):
+    lines = [json.loads(line) for line in (place / "w" / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == name]
+
+
+def test_from_weights_to_a_bundle(place, capsys):
+    build(*BEGIN, "--report", "json")
+    assert json.loads(capsys.readouterr().out)["units"]
+    build("train", "--epochs", "2", "--batch-size", "8")
+    build("export", "--name", "mine")
+    build("check")
+    build("pack", "--out", "mine.nnf")
+    bundle = Bundle.read(place / "mine.nnf")
+    assert bundle.manifest.name == "mine"
+    assert bundle.manifest.task.class_names == ("class0", "class1", "class2")
+    assert str(place) not in json.dumps(bundle.manifest.provenance.command + bundle.manifest.provenance.data)
+    assert {"mine.nnf", "check"} <= set(capsys.readouterr().out.replace(":", " ").split())
+    assert len(events(place, "paths.epoch")) == 2
+
+
+def test_a_second_call_trains_nothing_and_gives_the_same(place):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    before, weights = len(events(place, "paths.epoch")), (place / "w" / "trained.pt").read_bytes()
+    build(*BEGIN)
+    build("train")
+    assert len(events(place, "paths.epoch")) == before
+    wanted, found = checkpoint.from_bytes(weights), checkpoint.load(place / "w" / "trained.pt")
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "--seed", "1"], "--seed"),
+        (["train", "--mean", "0.1,0.2,0.3"], "--mean"),
+        (["elastify", "--input-size", "3x32x32"], "--input-size"),
+        (["export", "--model", "model.py:trained"], "--model"),
+        (["train", "--epochs", "9"], "length (1 epochs)"),
+        (["train", "--batch-size", "4"], "batch size"),
+        (["train", "--no-labels"], "labels"),
+        (["train", "--latency", "here"], "latency"),
+    ],
+)
+def test_other_settings_are_refused(place, capsys, words, said):
+    build(*BEGIN)
+    build("train", "--epochs", "1", "--augment", "none")
+    capsys.readouterr()
+    build(*words, code=74)
+    assert said in capsys.readouterr().err
+
+
+def test_weights_that_changed_are_refused(place, capsys):
+    build(*BEGIN)
+    state = torch.load(place / "w.pt")
+    torch.save({name: value * 2 for name, value in state.items()}, place / "w.pt")
+    build("elastify", "--weights", "w.pt", code=74)
+    assert "another --weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_labels_are_not_needed(place, labelled):
+    if not labelled:
+        np.savez(place / "d.npz", images=np.load(place / "d.npz")["images"])
+    build(*BEGIN)
+    build("train", "--epochs", "1", *(["--no-labels"] if labelled else []))
+    assert math.isfinite(events(place, "paths.end")[0]["loss"])
+
+
+def test_paths_are_spread_over_latency_that_is_measured_here(place):
+    build(*BEGIN)
+    build("train", "--epochs", "1", "--latency", "here")
+    table = json.loads((place / "w" / "latency.json").read_text())
+    assert min(map(min, table["entries_ms"])) < max(map(max, table["entries_ms"]))
+    assert json.loads((place / "w" / "train.json").read_text())["latency"] is True
+    assert not (place / "w" / "latency").exists()
+    (place / "other.json").write_text(json.dumps(table | {"entries_ms": [[1.0]]}))
+    build(*BEGIN, work="v")
+    build("train", "--latency", "other.json", code=2, work="v")
+
+
+def test_minutes_become_steps_once(place):
+    build(*BEGIN)
+    build("train", "--minutes", "0.005")
+    settled = json.loads((place / "w" / "train.json").read_text())
+    assert settled["local_steps"] >= 1
+    assert settled["asked"] == "0.005 minutes"
+    build("train", "--minutes", "0.005")
+    assert json.loads((place / "w" / "train.json").read_text()) == settled
+
+
+# -- what goes wrong before anything is begun ----------------------------------------------------------------------
+
+
+def changed(**options):
+    """The first command with other values; None leaves an option out."""
+    words = dict(zip(BEGIN[1::2], BEGIN[2::2], strict=True)) | {
+        f"--{k.replace('_', '-')}": v for k, v in options.items()
+    }
+    return ["elastify", *(word for option, value in words.items() if value is not None for word in (option, value))]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ({"model": None}, 2, "--model"),
+        ({"data": None, "input_size": None}, 2, "--data, --input-size"),
+        ({"model": "model.py"}, 2, "factory"),
+        ({"model": "none.py:network"}, 2, "does not exist"),
+        ({"model": "model.py:nothing"}, 2, "network"),
+        ({"model": "model.py:number"}, 2, "a int"),
+        ({"model": "no_such_package.module:f"}, 2, "no module"),
+        ({"model": "model.py:failing", "weights": None}, 1, "no such file"),
+        ({"model": "model.py:detector", "weights": None}, 2, "class logits"),
+        ({"model": "model.py:choosy", "weights": None}, 1, "3x16x16"),
+        ({"model": "syntax.py:f"}, 1, "SyntaxError"),
+        ({"weights": "none.pt"}, 2, "none.pt"),
+        ({"weights": "model.py"}, 2, "state dict"),
+        ({"weights": "whole.pt"}, 2, "state dict"),
+        ({"weights": "missing.pt"}, 2, "lacks 5.bias"),
+        ({"weights": "more.pt"}, 2, "holds extra"),
+        ({"weights": "shape.pt"}, 2, "shape [4]"),
+        ({"weights": "nan.pt"}, 2, "NaN"),
+        ({"data": "none"}, 2, "does not exist"),
+        ({"data": "labels.npz"}, 2, "label 7"),
+        ({"input_size": "1x16x16"}, 2, "channels"),
+        ({"input_size": "16x16"}, 2, "CHANNELSxHEIGHTxWIDTH"),
+        ({"std": "0,1,1"}, 2, "std"),
+        ({"classes": "two.txt"}, 2, "2 class names for the 3 outputs"),
+        ({"classes": "twice.txt"}, 2, "twice"),
+        ({"classes": "none.txt"}, 2, "cannot be read"),
+    ],
+)
+def test_one_line_and_a_hint_and_the_folder_is_not_claimed(place, capsys, options, code, said):
+    state = torch.load(place / "w.pt")
+    (place / "syntax.py").write_text("def f(:\n")
+    torch.save(torch.nn.Linear(2, 2), place / "whole.pt")
+    torch.save({k: v for k, v in state.items() if k != "5.bias"}, place / "missing.pt")
+    torch.save(state | {"extra": torch.zeros(1)}, place / "more.pt")
+    torch.save(state | {"5.bias": torch.zeros(4)}, place / "shape.pt")
+    torch.save(state | {"5.bias": torch.full((3,), math.nan)}, place / "nan.pt")
+    np.savez(place / "labels.npz", images=np.zeros((40, 16, 16, 3), np.uint8), labels=np.full(40, 7))
+    for name, content in (("two.txt", "a\nb\n"), ("twice.txt", "a\na\nb\n")):
+        (place / name).write_text(content)
+    build(*changed(**options), code=code)
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert 2 <= len(error.strip().splitlines()) <= 3
+    assert not (place / "w" / "settings.json").exists()
+    build(*BEGIN)
+
+
+@pytest.mark.parametrize("verb", ["train", "export", "check", "pack"])
+def test_a_verb_before_its_turn_says_which_comes_first(place, capsys, verb):
+    build(verb, code=74)
+    assert "nnf-build elastify" in capsys.readouterr().err
+    if verb != "train":
+        build(*BEGIN)
+        build(verb, code=74)
+        assert f"nnf-build {'train' if verb == 'export' else 'export'}" in capsys.readouterr().err
+
+
+def test_a_network_without_units_is_one_clear_error(place, capsys):
+    (place / "plain.py").write_text(
+        "from torch import nn\ndef f():\n    return nn.Sequential(nn.Flatten(), nn.Linear(768, 3))\n"
+    )
+    build(*changed(model="plain.py:f", weights=None), "--report", "json", code=2)
+    captured = capsys.readouterr()
+    assert "elastic" in captured.err
+    assert json.loads(captured.out)["units"] == []
+
+
+def test_an_export_that_was_changed_is_not_packed(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("export")
+    weights = place / "w" / "export" / "weights.bin"
+    weights.write_bytes(bytes(len(weights.read_bytes())))
+    build("pack", code=74)
+    assert "damaged" in capsys.readouterr().err
+    assert not list(place.rglob("*.nnf"))
+
+
+# -- weights files -------------------------------------------------------------------------------------------------
+
+
+def as_safetensors(tensors):
+    """Written by hand after the format's description."""
+    header, data = {"__metadata__": {"by": "hand"}}, b""
+    for name, value in tensors.items():
+        content = value.numpy().tobytes()
+        dtype = {torch.float32: "F32", torch.int64: "I64", torch.float16: "F16"}[value.dtype]
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(value.shape),
+            "data_offsets": [len(data), len(data) + len(content)],
+        }
+        data += content
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize("form", ["safetensors", "wrapped", "parallel"])
+def test_customary_forms_of_weights_are_read(place, form):
+    state = torch.load(place / "w.pt")
+    if form == "safetensors":
+        (place / "v.safetensors").write_bytes(as_safetensors(state))
+    elif form == "wrapped":
+        torch.save({"epoch": 3, "state_dict": state}, place / "v.pt")
+    else:
+        torch.save({f"module.{name}": value for name, value in state.items()}, place / "v.pt")
+    build(*changed(weights="v.safetensors" if form == "safetensors" else "v.pt"))
+    kept = checkpoint.load(place / "w" / "oracle.pt")
+    assert all(torch.equal(value, kept[name]) for name, value in state.items())
+
+
+def broken(change):
+    content = as_safetensors({"a": torch.ones(2, 3), "b": torch.ones(4)})
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    text = json.dumps(change(header)).encode()
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 64,
+        as_safetensors({"a": torch.ones(2)})[:-1],
+        broken(lambda header: []),
+        broken(lambda header: header | {"a": {}}),
+        broken(lambda header: header | {"a": header["a"] | {"dtype": "F8"}}),
+        broken(lambda header: header | {"a": header["a"] | {"shape": [2, -3]}}),
+        broken(lambda header: header | {"a": header["a"] | {"data_offsets": [16, 40]}}),
+        broken(lambda header: header | {"b": header["b"] | {"data_offsets": [30, 46]}}),
+        broken(lambda header: header | {"a": header["a"] | {"data_offsets": [-24, 0]}}),
+    ],
+)
+def test_a_damaged_safetensors_file_is_refused(tmp_path, content):
+    (tmp_path / "w.safetensors").write_bytes(content)
+    try:
+        found = read_safetensors(tmp_path / "w.safetensors")
+    except InputError:
+        return
+    # A header may lie about where a tensor begins; what is read is then inside the file and has its shape.
+    assert {name: tuple(value.shape) for name, value in found.items()} == {"a": (2, 3), "b": (4,)}
+
+
+# -- several processes ---------------------------------------------------------------------------------------------
+
+
+def test_torchrun_trains_the_project(place):
+    build(*BEGIN)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "builder", "train", "--work", "w", "--epochs", "1", "--batch-size", "8", "--threads", "1",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("trained:") == 1
+    assert events(place, "begin")[-1]["processes"] == 2
+    assert (place / "w" / "trained.pt").exists()
+    build("train")  # goes on as one process: nothing is left to do
+    assert len(events(place, "paths.epoch")) == 1

@@ -1,0 +1,61 @@
+"""Two real processes, started by torchrun, train what one process trains with the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from builder import checkpoint
+from tests.builder import train_child
+
+pytestmark = pytest.mark.builder
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def run_as_two(folder):
+    command = [sys.executable, *TORCHRUN, "-m", "tests.builder.train_child", str(folder), "--whole"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The folder of both runs, and what each lost."""
+    folder = tmp_path_factory.mktemp("ranks")
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+    train_child.train(folder / "one", whole=True)
+    run_as_two(folder / "two")
+    return folder, *(json.loads((folder / name / "loss.json").read_text()) for name in ("one", "two"))
+
+
+@pytest.mark.parametrize("stage", ["local", "paths"])
+def test_two_processes_reach_the_loss_of_one(both, stage):
+    _, one, two = both
+    # BN layers normalise over each rank's own half of the batch; all else is the same.
+    assert two[stage] == pytest.approx(one[stage], rel=0.05)
+
+
+def test_the_weights_are_those_of_one_process_but_for_bn(both):
+    folder, _, _ = both
+    one, two = (checkpoint.load(folder / name / "paths.pt") for name in ("one", "two"))
+    assert one["done"] == two["done"]
+    assert one["rng"]["cpu"].equal(two["rng"]["cpu"])  # the same paths were drawn
+    distance = sum(float((one["average"][k] - two["average"][k]).pow(2).sum()) for k in one["average"] if "weight" in k)
+    size = sum(float(value.pow(2).sum()) for name, value in one["average"].items() if "weight" in name)
+    assert distance < 0.01 * size
+
+
+def test_a_run_of_two_goes_on_as_a_run_of_one(both):
+    folder, _, two = both
+    (folder / "two" / "loss.json").unlink()
+    train_child.train(folder / "two", whole=True)
+    assert json.loads((folder / "two" / "loss.json").read_text()) == pytest.approx(two)
