@@ -5,8 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from builder.demo_net import ORACLE, SMALL, DemoNet, Stage
+from builder.elastify import find_segments
 from builder.elastify.trace import trace
-from builder.elastify.units import find_segments
 from builder.recipes.demo_config import DemoSettings, as_image_set, fit_config
 from edge_runtime.errors import UsageError
 
