@@ -22,7 +22,6 @@ pytestmark = pytest.mark.builder
 
 FX = {
     "bninception.bninception": 224,
-    "cbamresnet.cbam_resnet18": 224,
     "darknet.darknet_tiny": 224,
     "densenet.densenet121": 224,
     "dla.dla46c": 224,
@@ -37,7 +36,6 @@ FX = {
     "mobilenet.mobilenet_wd4": 224,
     "mobilenetv2.mobilenetv2_wd4": 224,
     "mobilenetv3.mobilenetv3_small_wd2": 224,
-    "nin_cifar.nin_cifar10": 32,
     "peleenet.peleenet": 224,
     "preresnet.preresnet10": 224,
     "proxylessnas.proxylessnas_cpu": 224,
@@ -50,14 +48,13 @@ FX = {
     "shufflenet.shufflenet_g3_wd4": 224,
     "shufflenetv2.shufflenetv2_wd2": 224,
     "squeezenet.squeezenet_v1_1": 224,
-    "squeezenext.sqnxt23_w1": 224,
     "vovnet.vovnet27s": 224,
     "wrn_cifar.wrn16_10_cifar10": 32,
     "xception.xception": 299,
 }
 """What torch.fx can trace: module and function, and pixels."""
 
-EXPORT = {"bagnet.bagnet9": 64, "efficientnet.efficientnet_b0b": 64, "mixnet.mixnet_s": 224}
+EXPORT = {"bagnet.bagnet9": 224, "efficientnet.efficientnet_b0b": 64, "mixnet.mixnet_s": 224}
 """What asks for sizes while it runs, so that torch.export has to resolve them."""
 
 NARROW_VGG = {"channels": [[8], [16], [16, 16], [32, 32], [32, 32]], "use_bn": True}
