@@ -277,6 +277,21 @@ def test_a_clip_after_a_residual_sum_is_part_of_its_convolution(
     graph.check(crossed, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        [node("HardSwish", ["h1"], "out")],
+        [node("HardSigmoid", ["h1"], "soft"), node("Mul", ["h1", "soft"], "out")],
+        [node("Sigmoid", ["h1"], "soft"), node("Mul", ["h1", "soft"], "product"), node("Add", ["product", "h"], "out")],
+    ],
+)
+def test_a_product_of_a_value_and_its_activation_keeps_the_form(tmp_path: Path, tail: list[Any]) -> None:
+    """As in MobileNetV3: onnxruntime itself leaves both factors blocked."""
+    graph = Branched([*conv("h", 2, "h1"), *tail], SKIP)
+    _, crossed = graph.crossed(tmp_path)
+    graph.check(crossed, tmp_path)
+
+
 def test_a_clip_of_what_crosses_into_a_branch_stays_blocked(tmp_path: Path) -> None:
     graph = Branched([node("Clip", ["h", "low", "high"], "clipped")], SKIP)
     before, crossed = graph.crossed(tmp_path)

@@ -196,6 +196,8 @@ class _Rewriter:
         value = scope.find(node.input[0]) if node.input else Value()
         if node.op_type not in _PLACELESS or not value.blocked:
             return False
+        if node.input[0] in self._blocked:
+            self._blocked.update(node.output)
         producer, activation = self._foldable(node.input[0], value, scope), self._activations.of(node)
         if producer is not None and activation is not None:
             activation.give_to(producer)
