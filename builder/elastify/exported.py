@@ -6,6 +6,7 @@ Here each becomes the `nn` module that holds the weight, or the function of the 
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody reads
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_unflatten
 
 __all__ = ["trace_exported"]
 
@@ -21,22 +23,23 @@ def trace_exported(model: nn.Module, examples: tuple[Tensor, ...]) -> fx.GraphMo
     """The graph of `model` (in eval mode) with the batch free; raises what torch.export raises."""
     # Before torch 2.6 a free dimension has to be declared, later it can be found out.
     free = getattr(torch.export.Dim, "AUTO", None) or torch.export.Dim("batch")
-    shapes = tuple({0: free} for _ in examples)
-    dynamic = {"dynamic_shapes": shapes} if _takes_plain_tensors(model, examples) else {}
-    program = torch.export.export(model, examples, **dynamic)
+    program = torch.export.export(model, examples, dynamic_shapes=_free_batches(model, examples, free))
     traced = program.module()
     _drop_guards(traced)
     for node in list(traced.graph.nodes):
         if node.op == "call_function":
             _raise(traced, node)
-    _plain_ends(traced)
+    traced.graph.set_codegen(fx.graph.CodeGen())  # a flat call, not the nested one that torch.export wraps around it
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    output.args = (tree_unflatten(list(output.args[0]), program.call_spec.out_spec),)
     traced.graph.eliminate_dead_code()
-    traced.recompile()
     return fx.GraphModule(traced, traced.graph)
 
 
-def _takes_plain_tensors(model: nn.Module, examples: tuple[Tensor, ...]) -> bool:
-    return len(examples) > 0 and all(isinstance(value, Tensor) for value in examples)
+def _free_batches(model: nn.Module, examples: tuple[Tensor, ...], free: object) -> dict[str, dict[int, object]]:
+    """By name of the argument: its first dimension is free."""
+    names = list(inspect.signature(model.forward).parameters)
+    return {name: {0: free} for name, _ in zip(names, examples, strict=False)}
 
 
 def _drop_guards(traced: fx.GraphModule) -> None:
@@ -45,17 +48,6 @@ def _drop_guards(traced: fx.GraphModule) -> None:
         checks = node.op == "call_module" and str(node.target) == "_guards_fn"
         if checks or "assert" in str(node.target) or "sym_constrain" in str(node.target):
             traced.graph.erase_node(node)
-
-
-def _plain_ends(traced: fx.GraphModule) -> None:
-    """A flat call instead of the nested one that torch.export wraps around the graph."""
-    traced.graph.set_codegen(fx.graph.CodeGen())
-    spec = getattr(traced, "_out_spec", None)
-    output = next(node for node in traced.graph.nodes if node.op == "output")
-    if spec is not None:
-        output.args = (torch.utils._pytree.tree_unflatten(list(output.args[0]), spec),)
-    elif isinstance(output.args[0], (list, tuple)) and len(output.args[0]) == 1:
-        output.args = (output.args[0][0],)
 
 
 def _raise(traced: fx.GraphModule, node: fx.Node) -> None:

@@ -162,6 +162,24 @@ def test_what_torch_fx_cannot_follow_is_exported():
             assert torch.equal(supernet(batch, supernet.space.default), net(batch))
 
 
+class TappedByShape(nets.TappedNet):
+    """As its parent, with a step that torch.fx cannot follow."""
+
+    def forward(self, image, depth):
+        if image.shape[2] > 16:
+            depth = depth.clamp(-2, 2)
+        return super().forward(image, depth)
+
+
+def test_what_is_exported_keeps_its_inputs_and_containers():
+    torch.manual_seed(0)
+    net, inputs = TappedByShape().eval(), (images(8), images(8, seed=2)[:, :1])
+    supernet = elastify(net, inputs)
+    found, wanted = supernet(inputs, supernet.space.default), net(*inputs)
+    assert torch.equal(found["logits"], wanted["logits"])
+    assert torch.equal(found["levels"][1][0], wanted["levels"][1][0])
+
+
 def test_the_batch_stays_free_where_code_reads_sizes():
     net = made(nets.ShuffleNet)
     supernet = elastify(net, images(8))
