@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import threading
@@ -17,6 +18,9 @@ from edge_runtime.backends.base import random_inputs
 from edge_runtime.search import random_gates
 
 RATE_HZ = 30
+
+SETTLED_SECONDS = 5.0
+"""Most that is waited until the thread that makes sessions has ended."""
 
 
 def swap_cost(case: Case) -> dict[str, float]:
@@ -90,6 +94,11 @@ def swap_loop(case: Case) -> dict[str, Any]:
 
 
 def _grown() -> dict[str, float]:
+    """What this process has, when nothing is being made or given back in the background."""
+    deadline = time.monotonic() + SETTLED_SECONDS
+    while threading.active_count() > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    gc.collect()
     return {
         "threads": threading.active_count(),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
