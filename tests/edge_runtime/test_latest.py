@@ -89,3 +89,14 @@ def test_stop_leaves_no_thread_behind() -> None:
     worker.ask(1)
     worker.stop()
     assert threads("short") == 0
+
+
+def test_it_rests_once_when_nothing_more_is_asked_for() -> None:
+    said: list[str] = []
+    with mock.patch.object(latest, "IDLE_SECONDS", 0.05):
+        worker = Latest("resting", said.append, lambda: said.append("rest"))
+        worker.ask("one")
+        wait_until(lambda: "one" in said)
+        worker.ask("two")
+        wait_until(lambda: threads("resting") == 0)
+    assert said == ["one", "two", "rest"]

@@ -23,6 +23,7 @@ from edge_runtime.backends.base import (
     check_inputs,
     random_inputs,
 )
+from edge_runtime.backends.onnx.heap import give_back_freed
 from edge_runtime.backends.onnx.latest import Latest
 from edge_runtime.backends.onnx.modules import ModuleInput
 from edge_runtime.backends.onnx.prepare import outputs_agree
@@ -93,7 +94,7 @@ class CompiledSession:
         self._answered = threading.Event()
         self._running: list[None] = []
         """One entry for each run of now; appending and popping need no lock."""
-        self._background = Latest("nnf-edge-specialise", self._serve)
+        self._background = Latest("nnf-edge-specialise", self._serve, give_back_freed)
 
     def run(self, inputs: Mapping[str, Array], gates: Gates) -> dict[str, Array]:
         """Run one subnet on one batch; see `Session.run`."""

@@ -24,10 +24,11 @@ class Latest(Generic[T]):
     Args:
         name: Of the thread.
         do: What is done; it raises nothing.
+        rest: Done once when nothing more was asked for in a while, before the thread ends; it raises nothing.
     """
 
-    def __init__(self, name: str, do: Callable[[T], object]) -> None:
-        self._name, self._do = name, do
+    def __init__(self, name: str, do: Callable[[T], object], rest: Callable[[], object] = lambda: None) -> None:
+        self._name, self._do, self._rest = name, do, rest
         self._changed = threading.Condition()
         self._asked: list[T] = []
         self._thread: threading.Thread | None = None
@@ -60,12 +61,16 @@ class Latest(Generic[T]):
             thread.join(STOP_SECONDS)
 
     def _work(self) -> None:
+        rested = False
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._asked or self._stopped, IDLE_SECONDS)
-                if not self._asked:
+                self._changed.wait_for(lambda: self._asked or self._stopped, 0 if rested else IDLE_SECONDS)
+                if not self._asked and (rested or self._stopped):
                     self._thread = None
                     return
-                (item,), self._asked = self._asked, []
-            self._do(item)
-            del item  # it may be large, and is nobody's while the thread waits
+                items, self._asked = self._asked, []
+            for item in items:
+                self._do(item)
+            rested = not items
+            if rested:
+                self._rest()

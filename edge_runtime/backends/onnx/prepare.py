@@ -11,7 +11,6 @@ Runs in a process of its own (`compile_bundle` starts it), because optimising ta
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
 import random
@@ -27,6 +26,7 @@ import numpy as np
 
 from edge_runtime.backends.base import Array, SessionOptions, random_inputs, relative_difference
 from edge_runtime.backends.onnx.check import check_graph
+from edge_runtime.backends.onnx.heap import give_back_freed
 from edge_runtime.backends.onnx.modules import ModuleInput, write_modules
 from edge_runtime.backends.onnx.passes import (
     decide_outside,
@@ -226,8 +226,7 @@ def session_bytes(
     manifest = Bundle.read(request["source"]).manifest
     graph = PreparedGraph(Path(request["folder"]), manifest, options, modules)
     graph.subnet(manifest.space.default)  # reads what all sessions are made of
-    with contextlib.suppress(OSError, AttributeError):  # of glibc alone
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed()
     kept, sizes = [], [anonymous_bytes()]
     for _ in range(2):
         kept.append(graph.alone(manifest.space.default))
