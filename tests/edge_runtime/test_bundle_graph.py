@@ -168,6 +168,8 @@ REFUSED: list[tuple[str, Edit, str]] = [
     ("gate index below 0", lambda m: constant(m, "const_0", -1), "has no entry -1"),
     ("gathered weights", lambda m: node(m, "gather_0").input.__setitem__(0, "const_3"), "only the gate vector"),
     ("gate against gate", lambda m: node(m, "window_1.less").input.__setitem__(1, "gate_0"), "not one constant"),
+    ("bound that no gate reaches", lambda m: constant(m, "const_3", 2**40), "compared with 1.09951e+12"),
+    ("bound below 0", lambda m: constant(m, "const_3", -1), "compared with -1"),
     ("test of no gate", lambda m: node(m, "window_1.less").input.__setitem__(0, "const_0"), "not one gate"),
     ("condition", lambda m: node(m, "window_1").input.__setitem__(0, "gate_1"), "does not test a gate"),
     ("name of a decision", lambda m: setattr(node(m, "group_0"), "name", "decision"), "is named group_<i>"),

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 from edge_runtime.backends import check_graph
 from edge_runtime.backends.onnx import check
 from edge_runtime.backends.onnx.shapes import RULES
+from edge_runtime.backends.onnx.spatial import SPATIAL_RULES
 from edge_runtime.backends.onnx.values import Value
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError
@@ -372,3 +373,11 @@ class TestShapesAgreeWithOnnxruntime:
     @pytest.mark.parametrize("op", ["Sub", "Div"])
     def test_arithmetic(self, op: str) -> None:
         agree(op, [(3, 2, 2)], [ones(3, 1, 1)], {})
+
+
+def test_what_a_window_of_channels_keeps_beside_the_result_is_bounded() -> None:
+    """onnxruntime pads the channels by the window: 63 of one channel are 63 times the image."""
+    rule = SPATIAL_RULES["LRN"]
+    with pytest.raises(BundleError, match="more than 67108864 elements"):
+        rule.infer({"size": 63}, [Value("float32", (None, 1, 2048, 2048))])
+    assert rule.infer({"size": 63}, [Value("float32", (None, 1, 512, 512))]).shape == (None, 1, 512, 512)

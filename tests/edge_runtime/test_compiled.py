@@ -31,6 +31,7 @@ from edge_runtime.backends import (
     runtime_versions,
 )
 from edge_runtime.backends.base import Array
+from edge_runtime.backends.onnx import compiled, latest
 from edge_runtime.backends.onnx import session as session_module
 from edge_runtime.backends.onnx.compile import SPECIAL_BYTES, sessions_that_fit
 from edge_runtime.backends.onnx.compiled import KEPT, CompiledSession
@@ -597,6 +598,32 @@ def test_no_descriptor_and_no_thread_is_left_behind(session: CompiledSession) ->
         with session.hold([gates]):
             pass
     assert grown() == before
+
+
+def test_a_session_that_is_closed_while_one_is_made_keeps_nothing(
+    session: CompiledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on, make = threading.Event(), threading.Event(), session._specialise
+
+    def slow(gates: Gates) -> object:
+        made = make(gates)
+        began.set()
+        assert go_on.wait(30)
+        return made
+
+    monkeypatch.setattr(session, "_specialise", slow)
+    monkeypatch.setattr(compiled, "CLOSE_SECONDS", 0.05)
+    monkeypatch.setattr(latest, "STOP_SECONDS", 0.05)
+    session.prefer(SPACE.parse("1-1-1"))
+    session.run(image(), SPACE.parse("1-1-1"))
+    assert began.wait(30)
+    session.close()  # returns although it is still being made
+    go_on.set()
+    deadline = time.monotonic() + 30
+    while any(thread.name == "nnf-edge-specialise" for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert session.specialised == ()
+    assert threading.active_count() == 1
 
 
 def test_a_closed_session_refuses_to_run_and_does_not_mind_being_preferred(session: CompiledSession) -> None:

@@ -64,13 +64,16 @@ def test_the_default_runs_with_a_single_decision(dump: Dump) -> None:
     assert "Identity" not in {node.op_type for node in whole.node}, "nothing is copied on the way"
     read = {name for node in nodes_of(parts) for name in node.input}
     assert {tensor.name for tensor in parts.initializer} <= read, "no branch keeps what nothing reads"
-    outside = {tensor.name for tensor in model.graph.initializer}
-    assert not any(
-        tensor.data_location == TensorProto.EXTERNAL and tensor.name in outside for tensor in whole.initializer
-    )
+    stored = [tensor for graph in (model.graph, parts) for tensor in graph.initializer]
+    outside = {place(tensor) for tensor in stored if tensor.data_location == TensorProto.EXTERNAL}
+    assert not outside & {place(tensor) for tensor in whole.initializer if tensor.data_location == TensorProto.EXTERNAL}
     assert decisions.vector(DEFAULT)[0]
     assert not decisions.vector(DEFAULT, whole=False)[0]
     assert not decisions.vector((1, 0, 0))[0]
+
+
+def place(tensor: Any) -> tuple[str, ...]:
+    return tuple(entry.value for entry in tensor.external_data)
 
 
 def test_names_stay_unique_and_the_default_shares_its_weights(dump: Dump) -> None:
@@ -79,8 +82,8 @@ def test_names_stay_unique_and_the_default_shares_its_weights(dump: Dump) -> Non
     assert len(made) == len(set(made))
 
     def places(graph: Any) -> list[tuple[str, ...]]:
-        own = [tuple(e.value for e in t.external_data) for t in graph.initializer if t.external_data]
-        return own + [place for node in graph.node for branch in branches_of(node) for place in places(branch)]
+        own = [place(tensor) for tensor in graph.initializer if tensor.external_data]
+        return own + [found for node in graph.node for branch in branches_of(node) for found in places(branch)]
 
     assert set(places(model.graph)) == set(places(dump.model().graph)), "the same bytes of the same file"
 
@@ -223,6 +226,74 @@ def test_what_a_branch_computes_before_it_decides_again_stays() -> None:
 def copy_of(name: str) -> Any:
     out = [helper.make_tensor_value_info(f"{name}_copy", TensorProto.FLOAT, [1])]
     return helper.make_graph([helper.make_node("Identity", [name], [f"{name}_copy"])], f"{name}_branch", [], out)
+
+
+def test_a_number_of_a_branch_that_is_read_further_in_stays() -> None:
+    mine = helper.make_tensor("mine", TensorProto.INT64, [1], [3])
+    cast = helper.make_node("Cast", ["mine"], ["cast"], to=TensorProto.FLOAT)
+    declared = [helper.make_tensor_value_info("cast", TensorProto.FLOAT, [1])]
+    leaf = helper.make_graph([cast], "leaf", [], declared)
+    inner = [
+        helper.make_node("Less", ["gate", "two"], ["inner_test"]),
+        helper.make_node("If", ["inner_test"], ["z"], "inner", then_branch=leaf, else_branch=value("no", 4)),
+    ]
+    out = [helper.make_tensor_value_info("z", TensorProto.FLOAT, [1])]
+    test = helper.make_node("Less", ["gate", "one"], ["test"])
+    branches = {"then_branch": value("yes", 1), "else_branch": helper.make_graph(inner, "rest", [], out, [mine])}
+    outer = helper.make_node("If", ["test"], ["y"], "outer", **branches)
+    model = graph_of([test, outer], [helper.make_tensor("one", TensorProto.INT64, [], [1])], "y")
+    before = answers(model, None, range(4))
+    decisions = decide_outside(model, "gates", (7, 7, 0))
+    assert answers(model, decisions, range(4)) == before == [1, 3, 4, 4]
+
+
+def test_several_values_may_leave_the_decided_part() -> None:
+    """Two decisions hand through the same value by default, and what is in front of them is read behind them too."""
+    data = helper.make_tensor("data", TensorProto.FLOAT, [1], [5])
+    nodes = [helper.make_node("Neg", ["data"], ["t"])]
+    for name in ("a", "b"):
+        branches = {"then_branch": renamed(copy_of("t"), name), "else_branch": value(f"{name}_other", 10)}
+        nodes += [
+            helper.make_node("Less", ["gate", "one"], [f"{name}_test"]),
+            helper.make_node("If", [f"{name}_test"], [name], f"group_{name}", **branches),
+        ]
+    nodes += [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Add", ["sum", "t"], ["y"])]
+    model = graph_of(nodes, [data, helper.make_tensor("one", TensorProto.INT64, [], [1])], "y")
+    before = answers(model, None, range(3))
+    decisions = decide_outside(model, "gates", (7, 7, 0))
+    assert decisions is not None
+    run_default_whole(model, decisions)
+    assert [node.op_type for node in model.graph.node].count("If") == 1
+    assert answers(model, decisions, range(3)) == before == [-15, 15, 15]
+
+
+def renamed(graph: Any, suffix: str) -> Any:
+    """A branch whose own names nothing else has."""
+    graph.name += suffix
+    graph.node[0].output[0] += suffix
+    graph.output[0].name += suffix
+    return graph
+
+
+def test_subnets_that_differ_in_modules_alone_run_as_a_whole() -> None:
+    decisions = Decisions("d", (0,), ((True, False),), (0, 1, 1))
+    assert decisions.vector((0, 0, 1))[0]
+    assert not decisions.vector((1, 1, 1))[0]
+
+
+def test_a_path_with_a_decision_of_another_kind_has_no_whole() -> None:
+    nodes, tensors, out = tree([0, 1, 2], [1, 2], [])
+    branches = {"then_branch": value("yes", 10), "else_branch": value("no", 0)}
+    other = [
+        helper.make_node("Equal", ["gate", "two"], ["other"]),
+        helper.make_node("If", ["other"], ["z"], "z", **branches),
+    ]
+    model = graph_of([*nodes, *other, helper.make_node("Add", [out, "z"], ["y"])], tensors, "y")
+    before = answers(model, None, range(4))
+    decisions = decide_outside(model, "gates", (7, 7, 0))
+    assert decisions is not None
+    run_default_whole(model, decisions)
+    assert answers(model, decisions, range(4)) == before
 
 
 ZERO = helper.make_tensor("zero", TensorProto.INT64, [], [0])

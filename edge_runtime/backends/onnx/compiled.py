@@ -35,11 +35,14 @@ from edge_runtime.gates import Gates
 
 __all__ = ["CompiledSession"]
 
-FRAME_SECONDS = 0.03
+FRAME_SECONDS = 0.04
 """So long the frame after a swap has the machine for itself: only when it is answered a session of its own is made.
 Each step of that waits so long for the frame that is running when it is due."""
 
 POLL_SECONDS = 0.0005
+
+CLOSE_SECONDS = 1.0
+"""So long `close` waits for a session that is being made."""
 
 KEPT = 3
 """Most specialised sessions that stay when none is held: the active subnet's, and former ones."""
@@ -110,7 +113,8 @@ class CompiledSession:
                     values = graph.gated.run(self._output_names, graph.feeds(inputs, gates))
         finally:
             self._running.pop()
-            self._answered.set()
+            if gates == self._active:
+                self._answered.set()
         return dict(zip(self._output_names, values, strict=True))
 
     def prefer(self, gates: Gates) -> None:
@@ -147,9 +151,11 @@ class CompiledSession:
     def close(self) -> None:
         """Drop all native sessions; see `Session.close`."""
         self._graph = None
+        self._answered.set()
         self._background.stop()
-        with self._making:
+        if self._making.acquire(timeout=CLOSE_SECONDS):  # else what is being made now sees that it is not wanted
             self._special.clear()
+            self._making.release()
 
     @property
     def specialised(self) -> tuple[Gates, ...]:
@@ -161,6 +167,10 @@ class CompiledSession:
         """A new native session of one subnet that writes a profile; compared with nothing, and not kept here."""
         with self._making:
             return self._specialise(gates, profile_prefix)
+
+    def gated(self, *, profile_prefix: Path) -> Any:
+        """A new native gated session that writes a profile; it is not kept here."""
+        return self._open_graph().open_gated(profile_prefix)
 
     def feeds(self, inputs: Mapping[str, Array], gates: Gates, *, whole: bool = True) -> dict[str, Array]:
         """What the gated session takes to run one subnet; without `whole` every decision is really made."""
@@ -179,7 +189,7 @@ class CompiledSession:
 
     def _wait_for_frames(self) -> None:
         stop_s = time.monotonic() + FRAME_SECONDS
-        while self._running and time.monotonic() < stop_s:
+        while self._running and self._graph is not None and time.monotonic() < stop_s:
             time.sleep(POLL_SECONDS)
 
     def _make(self, gates: Gates, before_each: Callable[[], None] = lambda: None) -> None:
@@ -198,15 +208,19 @@ class CompiledSession:
                     self._compare(graph, special, gates, before_each)
                 except Exception:  # whatever a library raises here, the gated session answers
                     return
+                if self._graph is None:  # closed meanwhile
+                    self._special.clear()
+                    return
                 self._special[gates] = special
             self._special.move_to_end(gates)
 
     def _trim(self) -> None:
         """Drop the oldest sessions that are neither active nor held."""
-        with self._making, self._asking:
-            spare = [gates for gates in self._special if gates != self._active and self._held[gates] <= 0]
-            for gates in spare[: max(0, len(self._special) - self.kept)]:
-                del self._special[gates]
+        with self._making:
+            with self._asking:
+                spare = [gates for gates in self._special if gates != self._active and self._held[gates] <= 0]
+            dropped = [self._special.pop(gates) for gates in spare[: max(0, len(self._special) - self.kept)]]
+        del dropped  # the library takes a while for it, and a swap shall not wait
 
     def _specialise(self, gates: Gates, profile_prefix: Path | None = None) -> Any:
         return self._open_graph().alone(gates, pause=_give_way, profile_prefix=profile_prefix)

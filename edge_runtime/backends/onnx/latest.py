@@ -6,7 +6,9 @@ nothing more is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -23,12 +25,12 @@ class Latest(Generic[T]):
 
     Args:
         name: Of the thread.
-        do: What is done; it raises nothing.
-        rest: Done once when nothing more was asked for in a while, before the thread ends; it raises nothing.
+        do: A method, which is done; what it raises is dropped. Its object is not kept alive but while it works.
+        rest: Done once when nothing more was asked for in a while, before the thread ends.
     """
 
     def __init__(self, name: str, do: Callable[[T], object], rest: Callable[[], object] = lambda: None) -> None:
-        self._name, self._do, self._rest = name, do, rest
+        self._name, self._do, self._rest = name, weakref.WeakMethod(do), rest
         self._changed = threading.Condition()
         self._asked: list[T] = []
         self._thread: threading.Thread | None = None
@@ -69,8 +71,10 @@ class Latest(Generic[T]):
                     self._thread = None
                     return
                 items, self._asked = self._asked, []
-            for item in items:
-                self._do(item)
             rested = not items
-            if rested:
-                self._rest()
+            with contextlib.suppress(Exception):  # the thread has to be there for what is asked for next
+                if rested:
+                    self._rest()
+                elif do := self._do():
+                    do(items[0])
+                do = None

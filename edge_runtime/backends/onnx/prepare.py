@@ -1,9 +1,9 @@
 """The gated graph, optimised once on this machine: what the child process makes and proves before it may be used.
 
-onnxruntime optimises the portable graph and dumps it; the dump's names are mended, activations stay blocked across `If`
-boundaries, decisions are made before a run, the default subnet stands beside them as a whole, and every alternative is
-compared with the portable graph on real runs. Where a form fails, the next simpler one is tried. Loaded without
-optimisation the result leaves the weights of inactive branches on the disk.
+onnxruntime optimises the portable graph and dumps it; the dump's names are mended, decisions are made before a run,
+activations stay blocked across `If` boundaries, the default subnet stands beside all this as a whole, and every
+alternative is compared with the portable graph on real runs. Where a form fails, the next simpler one is tried. Loaded
+without optimisation the result leaves the weights of inactive branches on the disk.
 
 Runs in a process of its own (`compile_bundle` starts it), because optimising takes several times the weights in memory.
 """

@@ -53,8 +53,8 @@ class PreparedGraph:
         self, folder: Path, manifest: Manifest, options: SessionOptions, modules: Sequence[ModuleInput] = ()
     ) -> None:
         self._folder, self._options, self._gate_input = folder, options, manifest.gate_input
-        small = all(_image_bytes(spec) < _ONE_CHUNK_BELOW_BYTES for spec in manifest.inputs)
-        self.gated: Any = create_prepared(folder / SKELETON, options, one_chunk=small)
+        self._small = all(_image_bytes(spec) < _ONE_CHUNK_BELOW_BYTES for spec in manifest.inputs)
+        self.gated: Any = self.open_gated()
         """The native session of tier 1."""
         self._decisions = Decisions.found_in(self.gated.get_modelmeta().custom_metadata_map)
         taken = {value.name for value in self.gated.get_inputs()}
@@ -65,6 +65,11 @@ class PreparedGraph:
         self._weights = ModuleWeights(folder / WEIGHTS_FILE, modules) if modules else None
         self._model: Any = None
         self._choices: dict[Gates, dict[str, Array]] = {}
+
+    def open_gated(self, profile_prefix: Path | None = None) -> Any:
+        """Another native session as `gated` is one; with a prefix it writes a profile."""
+        skeleton = self._folder / SKELETON
+        return create_prepared(skeleton, self._options, profile_prefix=profile_prefix, one_chunk=self._small)
 
     def feeds(self, inputs: Mapping[str, Array], gates: Gates, *, whole: bool = True) -> dict[str, Array]:
         """What the gated session takes to run one subnet; `whole` as of `Decisions.vector`."""
@@ -89,9 +94,8 @@ class PreparedGraph:
         return chosen
 
     def gather(self, gates: Gates) -> None:
-        """Have ready what `feeds` needs of modules; nothing where there are none."""
-        if self._weights is not None:
-            self._weights.feeds(gates)
+        """Have ready what `feeds` needs."""
+        self.feeds({}, gates)
 
     def alone(self, gates: Gates, pause: Callable[[], None] | None = None, profile_prefix: Path | None = None) -> Any:
         """A native session of one subnet; `pause` as of `inline_gates`. Raises `BackendError`."""

@@ -28,8 +28,7 @@ import numpy as np
 from edge_runtime.backends.base import Array, KernelProfile, Kernels, Session, SessionOptions, check_gates
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.compiled import CompiledSession
-from edge_runtime.backends.onnx.prepare import SKELETON
-from edge_runtime.backends.onnx.session import create_native, create_prepared, foreign_errors
+from edge_runtime.backends.onnx.session import create_native, foreign_errors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, StateError
 from edge_runtime.gates import Gates
@@ -109,7 +108,7 @@ def _gated(
     session: Session | None,
 ) -> list[_Subject]:
     if isinstance(session, CompiledSession):
-        native = create_prepared(session.folder / SKELETON, options, profile_prefix=prefix)
+        native = session.gated(profile_prefix=prefix)
         return [_Subject(native, session.feeds(inputs, gates, whole=False), None) for gates in vectors]
     check_graph(bundle)
     native = create_native(bundle.model_bytes, bundle.weights, options, profile_prefix=prefix)

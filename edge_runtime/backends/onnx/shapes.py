@@ -17,6 +17,7 @@ from edge_runtime.backends.onnx.spatial import SPATIAL_RULES
 from edge_runtime.backends.onnx.switched import SWITCHED_RULES, gathered_channels
 from edge_runtime.backends.onnx.values import MAX_COUNT, Attribute, Rule, Value
 from edge_runtime.errors import BundleError
+from edge_runtime.gates import MAX_GROUP_SIZE
 
 __all__ = ["RULES"]
 
@@ -160,6 +161,8 @@ def _compare(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
         raise BundleError("the first input is not one gate")
     if bound is None or bound.dtype != "int64" or not bound.constants or bound.shape:
         raise BundleError("the second input is not one constant")
+    if not 0 <= bound.constants[0] <= MAX_GROUP_SIZE:
+        raise BundleError(f"the gate is compared with {bound.constants[0]:g}, no gate is above {MAX_GROUP_SIZE - 1}")
     return Value("bool", (), gate=gate.gate)
 
 

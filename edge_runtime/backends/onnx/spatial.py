@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_runtime.backends.onnx.operands import image, made, stored
 from edge_runtime.backends.onnx.switched import convolved
-from edge_runtime.backends.onnx.values import Attribute, Rule, Value
+from edge_runtime.backends.onnx.values import MAX_ELEMENTS, Attribute, Rule, Value
 from edge_runtime.errors import BundleError
 
 __all__ = ["SPATIAL_RULES"]
@@ -78,7 +78,10 @@ def _global_pool(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
 def _local_response(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     if a["size"] is None or a["size"] % 2 == 0:
         raise BundleError(f"the size is {a['size']}, not an odd number of channels")
-    return made(image(x[0]))
+    c, h, w = image(x[0])
+    if (c + int(a["size"]) - 1) * h * w > MAX_ELEMENTS:  # what onnxruntime keeps beside the result
+        raise BundleError(f"{a['size']} channels around {c} of {h} x {w} are more than {MAX_ELEMENTS} elements")
+    return made((c, h, w))
 
 
 def _local_response_work(a: Mapping[str, Any], _: Sequence[Value | None], value: Value) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from edge_runtime.backends.onnx.passes.activations import Activations
-from edge_runtime.backends.onnx.passes.names import branches_of, integer_of
+from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of, integer_of
 from edge_runtime.backends.onnx.passes.scope import Scope, Value
 from edge_runtime.errors import BackendError
 
@@ -54,7 +54,7 @@ def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
     """Rewrite a dumped ModelProto with unique value names in place; without blocked operators nothing changes.
 
     Args:
-        model: As `make_names_unique` left it.
+        model: As `make_names_unique` and `decide_outside` left it.
         shapes: What is known of the portable graph's values, by name: the dump itself does not say.
 
     Raises:
@@ -63,10 +63,10 @@ def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
     report = CrossingReport()
     if any(node.domain == NCHWC_DOMAIN for node in _all_nodes(model.graph)):
         uses = Counter(name for node in _all_nodes(model.graph) for name in node.input)
-        uses.update(value.name for graph in _all_graphs(model.graph) for value in graph.output)
-        tensors = (tensor for graph in _all_graphs(model.graph) for tensor in graph.initializer)
+        uses.update(value.name for graph in graphs_of(model.graph) for value in graph.output)
+        tensors = (tensor for graph in graphs_of(model.graph) for tensor in graph.initializer)
         _Rewriter(report, dict(shapes), uses, Activations(tensors)).main(model.graph)
-    for graph in _all_graphs(model.graph):
+    for graph in graphs_of(model.graph):
         del graph.value_info[:]
     return report
 
@@ -76,7 +76,7 @@ def value_shapes(model: Any) -> dict[str, Shape]:
     from onnx import shape_inference
 
     inferred = shape_inference.infer_shapes(model)
-    graphs = list(_all_graphs(inferred.graph))
+    graphs = list(graphs_of(inferred.graph))
     return {value.name: _dims(value) for graph in graphs for value in [*graph.value_info, *graph.input, *graph.output]}
 
 
@@ -267,15 +267,8 @@ class _Rewriter:
         return target
 
 
-def _all_graphs(graph: Any) -> Iterator[Any]:
-    yield graph
-    for node in graph.node:
-        for branch in branches_of(node):
-            yield from _all_graphs(branch)
-
-
 def _all_nodes(graph: Any) -> Iterator[Any]:
-    for each in _all_graphs(graph):
+    for each in graphs_of(graph):
         yield from each.node
 
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from edge_runtime.backends.base import Array
-from edge_runtime.backends.onnx.passes.names import all_names, branches_of
+from edge_runtime.backends.base import Array, DamagedError
+from edge_runtime.backends.onnx.passes.names import all_names, branches_of, copied, graphs_of
 from edge_runtime.backends.onnx.passes.thresholds import TEST_OPERATORS, Thresholds
-from edge_runtime.errors import BackendError
 
 __all__ = ["Decisions", "decide_outside"]
 
@@ -40,18 +39,22 @@ class Decisions:
     """For each bit its value by that entry's value; the last one holds for all larger values."""
 
     default: tuple[int, ...]
-    """The gate vector that runs as a whole."""
+    """The gate vector that runs as a whole; so does every other one of the same decisions (modules may differ)."""
 
     def __post_init__(self) -> None:
         if len(self.entries) != len(self.rows) or not all(self.rows):
-            raise BackendError(f"{len(self.entries)} decisions have {len(self.rows)} rows", hint="load the model again")
+            raise DamagedError(f"{len(self.entries)} decisions have {len(self.rows)} rows")
         if any(not 0 <= entry < len(self.default) for entry in self.entries):
-            raise BackendError(f"a decision reads no entry of {len(self.default)}", hint="load the model again")
+            raise DamagedError(f"a decision reads no entry of {len(self.default)}")
 
     def vector(self, gates: Sequence[int], *, whole: bool = True) -> Array:
         """What is fed for a gate vector; without `whole` the default runs decision by decision as all others do."""
-        bits = (row[min(gates[entry], len(row) - 1)] for entry, row in zip(self.entries, self.rows, strict=True))
-        return np.array([whole and tuple(gates) == self.default, *bits], np.bool_)
+        bits = self._bits(gates)
+        return np.array([whole and bits == self._bits(self.default), *bits], np.bool_)
+
+    def _bits(self, gates: Sequence[int]) -> tuple[bool, ...]:
+        pairs = zip(self.entries, self.rows, strict=True)
+        return tuple(row[min(gates[entry], len(row) - 1)] for entry, row in pairs)
 
     def put_into(self, model: Any) -> None:
         """Write them into a ModelProto's metadata: the graph cannot be run without them."""
@@ -60,7 +63,7 @@ class Decisions:
 
     @classmethod
     def found_in(cls, metadata: dict[str, str]) -> Decisions | None:
-        """Those that `put_into` wrote; None where there are none. Raises `BackendError` where they are damaged."""
+        """Those that `put_into` wrote; None where there are none. Raises `DamagedError` where they are not."""
         if _METADATA not in metadata:
             return None
         try:
@@ -68,7 +71,7 @@ class Decisions:
             rows = tuple(tuple(bool(bit) for bit in row) for row in value["rows"])
             return cls(str(value["name"]), tuple(map(int, value["entries"])), rows, tuple(map(int, value["default"])))
         except (ValueError, KeyError, TypeError) as error:
-            raise BackendError("the prepared graph's decisions cannot be read", hint="load the model again") from error
+            raise DamagedError("the prepared graph's decisions cannot be read") from error
 
 
 def decide_outside(model: Any, gate_input: str, default: Sequence[int]) -> Decisions | None:
@@ -149,10 +152,15 @@ class _Trees:
         nodes = [node for node in branch.node if not self._thresholds.only_tests(node)]
         if len(nodes) != 1 or nodes[0].op_type != "If" or list(nodes[0].output) != [branch.output[0].name]:
             return None
-        if any(tensor.data_type != tensor.INT64 for tensor in branch.initializer):  # it may be read further in
+        if {tensor.name for tensor in branch.initializer} & self._read_as_data(branch):
             return None
         test = self._thresholds.of(nodes[0].input[0])
         return nodes[0] if test is not None and test.entry == entry and len(branch.output) == 1 else None
+
+    def _read_as_data(self, graph: Any) -> set[str]:
+        """What nodes of a graph and those below it read, but for those that test gates."""
+        nodes = [node for each in graphs_of(graph) for node in each.node]
+        return {name for node in nodes if not self._thresholds.only_tests(node) for name in node.input}
 
     def _decide(self, node: Any, leaves: Sequence[_Leaf], entry: int) -> None:
         """Let a node choose among two leaves or more."""
@@ -160,7 +168,7 @@ class _Trees:
         bits = [self._bit(entry, leaves, codes, level) for level in range(max(map(len, codes.values())))]
         node.input[0] = bits[0]
         then, other = self._halves(leaves, bits[1:], node)
-        copies = {"then_branch": _copied(then), "else_branch": _copied(other)}
+        copies = {"then_branch": copied(then), "else_branch": copied(other)}
         for attribute in node.attribute:
             attribute.g.CopyFrom(copies[attribute.name])
 
@@ -177,7 +185,7 @@ class _Trees:
         then, other = self._halves(leaves, bits[1:], node)
         name = f"{self.prefix}_{node.name}_{leaves[0].low}"
         inner = helper.make_node("If", [bits[0]], [f"{name}.out"], name, then_branch=then, else_branch=other)
-        output = _copied(leaves[0].graph.output[0])
+        output = copied(leaves[0].graph.output[0])
         output.name = f"{name}.out"
         return helper.make_graph([inner], f"{name}.graph", [], [output])
 
@@ -206,12 +214,6 @@ def _codes(lows: Sequence[int], path: tuple[bool, ...]) -> Iterator[tuple[int, t
     yield from _codes(lows[half:], (*path, False))
 
 
-def _copied(message: Any) -> Any:
-    copy = type(message)()
-    copy.CopyFrom(message)
-    return copy
-
-
 def _feed(graph: Any, decisions: Decisions, names: Sequence[str]) -> None:
     """Declare the fed vector and take it apart in two steps, the second where the first decision is made."""
     from onnx import TensorProto, helper, numpy_helper
@@ -238,23 +240,16 @@ def _free_prefix(graph: Any) -> str:
     return prefix
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    yield graph
-    for node in graph.node:
-        for branch in branches_of(node):
-            yield from _graphs(branch)
-
-
 def _read(graph: Any) -> set[str]:
     """Every name that something in a graph or its branches reads."""
-    nodes = [node for each in _graphs(graph) for node in each.node]
-    return {name for node in nodes for name in node.input} | {v.name for each in _graphs(graph) for v in each.output}
+    nodes = [node for each in graphs_of(graph) for node in each.node]
+    return {name for node in nodes for name in node.input} | {v.name for each in graphs_of(graph) for v in each.output}
 
 
 def _drop_unused(graph: Any) -> bool:
     """Take out tests whose result nothing reads any more; whether there were any."""
     used, dropped = _read(graph), False
-    for each in list(_graphs(graph)):
+    for each in list(graphs_of(graph)):
         kept = [node for node in each.node if node.op_type not in TEST_OPERATORS or used & set(node.output)]
         if len(kept) < len(each.node):
             dropped = True

@@ -91,7 +91,8 @@ class _Flat:
         used = {name for node in self._nodes for name in node.input}
         for name in self._outputs:
             if (source := self._resolve(name)) != name:
-                self._nodes.append(self._node_type(op_type="Identity", input=[source], output=[name]))
+                copy = self._node_type(op_type="Identity", input=[source], output=[name], name=f"{name}~copy")
+                self._nodes.append(copy)
                 used.add(source)
         graph.node.extend(self._nodes)
         graph.initializer.extend(tensor for name, tensor in self._tensors.items() if name in used)

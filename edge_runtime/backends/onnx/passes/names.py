@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["all_names", "branches_of", "decisions_of", "integer_of", "make_names_unique"]
+__all__ = ["all_names", "branches_of", "copied", "decisions_of", "graphs_of", "integer_of", "make_names_unique"]
 
 _POINT = re.compile(r"(?:group|window)_(\d{1,4})")
 
@@ -25,6 +25,21 @@ def branches_of(node: Any) -> Iterator[Any]:
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
+
+
+def graphs_of(graph: Any) -> Iterator[Any]:
+    """A graph and all those below it."""
+    yield graph
+    for node in graph.node:
+        for branch in branches_of(node):
+            yield from graphs_of(branch)
+
+
+def copied(message: Any) -> Any:
+    """A protobuf message of its own with the same content."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
 
 
 def decisions_of(model: Any) -> dict[str, int]:

@@ -2,8 +2,9 @@
 
 The full subnet is what a model starts with and comes back to. Its path without decisions is the same as that of a
 session of its own: residual sums are made in place, and nothing is entered or left on the way. Its weights are the same
-mapped file, so it costs the names of some hundred nodes. What is in front of the first decision and behind the last one
-stays outside and is not repeated.
+mapped file, so it costs the names of some hundred nodes; but for those of MatMul and Gemm between two decisions, which
+onnxruntime packs into memory of its own, once for each place. What is in front of the first decision and behind the
+last one stays outside and is not repeated.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 from edge_runtime.backends.onnx.passes.decisions import Decisions
 from edge_runtime.backends.onnx.passes.inline import inline_gates
-from edge_runtime.backends.onnx.passes.names import branches_of
+from edge_runtime.backends.onnx.passes.names import branches_of, copied
+from edge_runtime.errors import BackendError
 
 __all__ = ["run_default_whole"]
 
@@ -24,13 +26,15 @@ _WHOLE, _PARTS = "~whole", "~parts"
 def run_default_whole(model: Any, decisions: Decisions) -> None:
     """Rewrite a ModelProto that `decide_outside` has changed, in place.
 
-    Raises:
-        BackendError: A decision of the default path depends on something else than the gates.
+    It stays as it is where the default path has a decision of another kind, which the fed vector does not settle.
     """
     from onnx import helper
 
     part = _between(model.graph, f"{decisions.name}_bits")
-    whole = _default_path(model, part, decisions)
+    try:
+        whole = _default_path(model, part, decisions)
+    except BackendError:
+        return
     parts = helper.make_graph(part.nodes, "parts", [], _outputs(model.graph, part.given, _PARTS))
     _rename_nodes(parts.node, {name: f"{name}{_PARTS}" for name in part.given})
     _take_tensors(model.graph, parts, [*part.before, *part.after])
@@ -52,7 +56,7 @@ class _Part:
 
 
 def _between(graph: Any, first_name: str) -> _Part:
-    nodes = [_copied(node) for node in graph.node]
+    nodes = [copied(node) for node in graph.node]
     first = next(number for number, node in enumerate(nodes) if node.name == first_name)
     last = max(number for number, node in enumerate(nodes) if node.op_type == "If")
     inner, after = nodes[first : last + 1], nodes[last + 1 :]
@@ -92,8 +96,7 @@ def _end_without_copies(graph: Any) -> None:
         source, name = node.input[0], node.output[0]
         if source not in outputs and any(source in other.output for other in graph.node):
             graph.node.remove(node)
-            _rename_nodes(graph.node, {source: name})
-            outputs.append(source)  # a second output of the same value has to be a copy
+            _rename_nodes(graph.node, {source: name})  # a second output of the same value copies this one
 
 
 def _take_tensors(graph: Any, branch: Any, outside: Sequence[Any]) -> None:
@@ -107,7 +110,7 @@ def _take_tensors(graph: Any, branch: Any, outside: Sequence[Any]) -> None:
 
 
 def _outputs(graph: Any, names: Sequence[str], suffix: str) -> list[Any]:
-    """Declarations of float outputs; one of the graph itself is declared as there, but for its free batch."""
+    """Declarations of outputs without shapes: of the graph's own element type where it is one, else float."""
     from onnx import TensorProto, ValueInfoProto
 
     known = {value.name: value.type.tensor_type.elem_type for value in graph.output}
@@ -133,9 +136,3 @@ def _reads(node: Any) -> Iterator[str]:
         yield from (value.name for value in branch.output)
         for inner in branch.node:
             yield from _reads(inner)
-
-
-def _copied(node: Any) -> Any:
-    copy = type(node)()
-    copy.CopyFrom(node)
-    return copy
