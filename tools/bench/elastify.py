@@ -130,7 +130,7 @@ def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     work, images = arguments.work, _images(arguments)
     if not (work / RESULT).exists():
         raise StateError(f"there is no oracle in {work}", hint="train it first: elastify.py oracle")
-    trained = [arm for arm in scale.arms if (work / arm.folder / FIGURES).exists()]
+    trained = _trained(work)
     made_for_one = [arm for arm in trained if arm.fraction is not None]
     with RunLog(work / "log.jsonl") as log:
         for arm in made_for_one:
@@ -142,6 +142,11 @@ def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     result = report(work, trained, scale.fractions, oracle_right(images, work))
     write_atomically(work / "result.json", json.dumps(result, indent=1).encode())
     return result
+
+
+def _trained(work: Path) -> list[Arm]:
+    described = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"*/{FIGURES}"))]
+    return [Arm(about["arm"], about["seed"]) for about in described]
 
 
 def _all(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
