@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -81,7 +82,8 @@ def test_a_missing_data_folder_is_an_error_with_a_way_out(tmp_path):
     with pytest.raises(InputError, match="--data"):
         load_images(tmp_path, seed=0)
     command = [sys.executable, str(BENCH / "elastify.py"), "oracle", "--work", str(tmp_path), "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    paths = os.environ | {"PYTHONPATH": str(BENCH.parents[1])}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr
