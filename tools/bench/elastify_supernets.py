@@ -51,7 +51,7 @@ def _copied(original: fx.GraphModule, label: str) -> tuple[str, fx.GraphModule]:
     copied = narrow(original, ratio, first)
     if copied is None:  # nothing to prune: a plain copy, which a search will hardly choose
         copied = copy.deepcopy(original).requires_grad_(True)
-    return f"narrow{round(100 * ratio)}", copied
+    return f"narrow{round(100 * IN_PLACE_OF_SKIP)}" if found is None else label, copied
 
 
 class Sliced(nn.Module):
