@@ -1,0 +1,173 @@
+"""The parts of tools/bench/elastify.py that a wrong figure could come from; the bench itself takes hours."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch")
+
+BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
+sys.path.insert(0, str(BENCH))
+
+import elastify_pace
+from elastify_arms import Arm
+from elastify_data import PER_CLASS, load_images
+from elastify_points import keep
+from elastify_recipes import adaptivenet_stages, purpose_stages
+from elastify_report import report
+from elastify_supernets import adaptivenet, in_pieces, sliced
+
+from builder.data import ImageSet, source_of
+from builder.elastify import elastify
+from builder.runlog import RunLog
+from edge_runtime.errors import InputError, StateError
+from tests.builder.nets import BottleneckNet, images, made
+
+pytestmark = pytest.mark.builder
+
+CLASSES, TRAIN_EACH, TEST_EACH = 3, 24, 2
+
+
+def jpeg(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(buffer, "JPEG", quality=95)
+    return np.frombuffer(buffer.getvalue(), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A set of plain images in the container of Tiny-ImageNet: green tells the class, red the number in the class."""
+    folder, arrays = tmp_path_factory.mktemp("data"), {}
+    for part, each in (("train", TRAIN_EACH), ("test", TEST_EACH)):
+        files = [jpeg((8 * number, 60 * label, 0)) for label in range(CLASSES) for number in range(each)]
+        arrays[f"{part}_jpeg"] = np.concatenate(files)
+        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, files)])
+        arrays[f"{part}_fine"] = np.repeat(np.arange(CLASSES, dtype=np.uint8), each)
+    np.savez(folder / "tinyimagenet100_64px.npz", fine_names=np.array(["cat", "dog", "owl"]), **arrays)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ours():
+    return elastify(made(BottleneckNet), images(16, seed=1))
+
+
+def labelled_source():
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 32, 3)).astype(np.uint8)
+    return source_of(ImageSet(pixels, np.arange(32) % 5, (0.5,) * 3, (0.5,) * 3), 8)
+
+
+def test_splits_keep_images_of_every_class_apart(data):
+    found = load_images(data, seed=0)
+    parts = {name: getattr(found, name) for name in ("train", "search", "validation")}
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": CLASSES * (TRAIN_EACH - sum(PER_CLASS.values())),
+        **{name: CLASSES * count for name, count in PER_CLASS.items()},
+    }
+    colours = np.concatenate([part.images[:, 48, 48, :2] for part in parts.values()])
+    assert len(np.unique(np.round(colours / (8, 60)), axis=0)) == CLASSES * TRAIN_EACH
+    for part in (*parts.values(), found.test):
+        assert (np.round(part.images[:, 48, 48, 1] / 60).astype(int) == part.labels).all()
+
+
+def test_a_missing_data_folder_is_an_error_with_a_way_out(tmp_path):
+    with pytest.raises(InputError, match="--data"):
+        load_images(tmp_path, seed=0)
+    command = [sys.executable, str(BENCH / "elastify.py"), "oracle", "--work", str(tmp_path), "--data", str(tmp_path)]
+    paths = os.environ | {"PYTHONPATH": str(BENCH.parents[1])}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_adaptivenet_has_our_space_made_of_first_channels(ours):
+    theirs = adaptivenet(ours)
+    for own, other in zip(ours.space.groups, theirs.space.groups, strict=True):
+        assert own.spans == other.spans
+        assert "skip" not in other.labels
+    unit = next(i for i, group in enumerate(theirs.space.groups) if "narrow50" in group.labels)
+    original = [p for p in theirs.alternative(unit, 0).parameters() if p.ndim == 4]
+    copied = theirs.alternative(unit, theirs.space.groups[unit].labels.index("narrow50"))
+    kernels = [p for p in copied.parameters() if p.ndim == 4]
+    assert torch.equal(kernels[0], original[0][: len(kernels[0])])
+    assert torch.equal(kernels[2], original[2][:, : kernels[2].shape[1]])
+    x = images(2, seed=5)
+    assert torch.equal(theirs(x, theirs.space.default), ours(x, ours.space.default))
+
+
+def test_adaptivenets_stages_train_branches_and_nothing_else(ours):
+    theirs = adaptivenet(ours)
+    frozen = [value.clone() for value in theirs.fixed.state_dict().values()]
+    before = [value.clone() for value in theirs.bodies.state_dict().values()]
+    for stage in adaptivenet_stages(theirs, 4, seed=0):
+        assert stage.train(6, labelled_source(), None, RunLog(stream=io.StringIO())) > 0
+        after = [value.clone() for value in theirs.bodies.state_dict().values()]
+        assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        before = after
+    assert all(torch.equal(a, b) for a, b in zip(frozen, theirs.fixed.state_dict().values(), strict=True))
+
+
+def test_a_network_of_its_own_is_narrower_and_wholly_trained():
+    oracle, x = made(BottleneckNet), images(16, seed=1)
+    student, teacher = sliced(oracle, x, 0.5, seed=0), in_pieces(oracle, x[:2])
+    with torch.no_grad():
+        assert torch.equal(teacher(x), oracle(x))
+    assert sum(p.numel() for p in student.parameters()) < 0.8 * sum(p.numel() for p in oracle.parameters())
+    before = [p.detach().clone() for p in student.parameters()]
+    (stage,) = purpose_stages(student, teacher, 4, seed=0)
+    stage.train(4, labelled_source(), None, RunLog(stream=io.StringIO()))
+    assert all(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatch):
+    monkeypatch.setattr(elastify_pace, "alone", lambda what: nullcontext())
+    theirs = adaptivenet(ours)
+    before = [value.clone() for value in theirs.bodies.state_dict().values()]
+    reference = elastify_pace.Reference(made(BottleneckNet), (8, 3, 32, 32), tmp_path / "reference.json")
+    stages = adaptivenet_stages(theirs, 4, seed=0)
+
+    def settle(minutes):
+        path, source = tmp_path / "pace.json", labelled_source()
+        return elastify_pace.settled_steps(path, stages, theirs.bodies, source, reference, minutes=minutes, used_s=0.0)
+
+    steps = settle(0.1)
+    assert set(steps) == {stage.name for stage in stages}
+    assert min(steps.values()) > 1
+    assert settle(0.1) == steps
+    assert all(torch.equal(a, b) for a, b in zip(before, theirs.bodies.state_dict().values(), strict=True))
+    with pytest.raises(StateError, match="minutes"):
+        settle(0.2)
+
+
+def test_the_report_pairs_arms_by_image(tmp_path):
+    arms = (Arm("ours", 0), Arm("ours", 1), Arm("adaptivenet", 0), Arm("adaptivenet", 1), Arm("naive", 0))
+    rights = {"ours": 0.8, "adaptivenet": 0.75}
+    (tmp_path / "oracle.json").write_text("{}")
+    for arm in arms[:4]:
+        folder = tmp_path / arm.folder
+        folder.mkdir()
+        (folder / "arm.json").write_text(json.dumps({"arm": arm.name}))
+        right = np.arange(100) < 100 * rights[arm.name] - 2 * arm.seed
+        keep(folder, 0.6, {"reachable": True, "accuracy": float(right.mean())}, right.astype(float))
+    keep(tmp_path / "ours-seed0", 0.4, {"reachable": False, "reason": "too slow"}, None)
+    found = report(tmp_path, arms, (0.8, 0.6, 0.4), (np.arange(100) < 85).astype(float))
+    pair = found["ours_minus"]["adaptivenet"]["0.60"]
+    assert pair["points"] == pytest.approx(5.0)
+    assert pair["low"] < 5.0 < pair["high"]
+    assert found["ours_minus"]["oracle"]["0.60"]["points"] == pytest.approx(-6.0)
+    assert set(found["ours_minus"]["adaptivenet"]) == {"0.60"}
+    assert found["ours_minus_adaptivenet_up_to_70"]["budgets"] == 1
+    met = {bar["bar"].split(",")[0]: bar["met"] for bar in found["bars"]}
+    assert met["over AdaptiveNet"] is True
+    assert met["under the oracle at 60 %"] is False
+    assert met["under the oracle at 80 %"] is None
+    assert set(found["arms"]) == {arm.folder for arm in arms[:4]}

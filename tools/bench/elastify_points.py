@@ -1,0 +1,50 @@
+"""The scored points of an arm in its folder: figures in score.json, and which test images each subnet gets right."""
+
+# ruff: noqa: TID251 - a bench may use the builder; only the runtime must not
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from builder.files import write_atomically
+from edge_runtime.evaluate import Values
+
+__all__ = ["is_kept", "keep", "kept_points", "kept_right"]
+
+
+def kept_points(folder: Path) -> dict[str, Any]:
+    """The points of an arm so far, by their share of the oracle's latency as a text."""
+    path = folder / "score.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def kept_right(folder: Path, fraction: float) -> Values | None:
+    """For each test image whether the subnet of a point is right; None where the point is missing or out of reach."""
+    path = _right_path(folder, fraction)
+    return np.load(path).astype(np.float64) if path.exists() else None
+
+
+def is_kept(folder: Path, fraction: float) -> bool:
+    """Whether an arm has a point at this share."""
+    return _key(fraction) in kept_points(folder)
+
+
+def keep(folder: Path, fraction: float, point: dict[str, Any], right: Values | None) -> None:
+    """Add a point; `right` is None where the share is out of reach."""
+    if right is not None:
+        with _right_path(folder, fraction).open("wb") as file:
+            np.save(file, right.astype(np.uint8))
+    points = kept_points(folder) | {_key(fraction): point}
+    write_atomically(folder / "score.json", json.dumps(points, indent=1).encode())
+
+
+def _key(fraction: float) -> str:
+    return f"{fraction:.4f}"
+
+
+def _right_path(folder: Path, fraction: float) -> Path:
+    return folder / f"right-{_key(fraction)}.npy"

@@ -1,0 +1,209 @@
+"""What an arm is worth: the best subnet at each share of the oracle's latency, found by one and the same search.
+
+Every arm gets as many labelled evaluations at each share, on a split of its own. The search plans with the runtime's
+latency model; before it begins the limit is corrected by measuring the plan's best, and at its end the finalists are
+timed beside the oracle's static export, and the most accurate one that is within the share is tested. Each point is
+kept when it is done.
+"""
+
+# ruff: noqa: TID251 - a bench may use the builder; only the runtime must not
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from elastify_arms import BUNDLE, PLAIN, Arm, latency_ratio
+from elastify_data import TinyImages
+from elastify_oracle import GRAPH
+from elastify_pace import alone
+from elastify_points import is_kept, keep
+
+from builder.runlog import RunLog
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.backends import Session, SessionOptions, open_session, open_static, runtime_versions
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import BudgetError
+from edge_runtime.evaluate import Evaluator, Values
+from edge_runtime.gates import Gates
+from edge_runtime.measure import Candidate, calibrate, measure_candidates, random_inputs
+from edge_runtime.model.compile import open_quickest
+from edge_runtime.objectives import Score
+from edge_runtime.search import EvolutionSearch, near_budget_seeds
+from edge_runtime.state import StateDir
+
+__all__ = ["FRACTIONS", "Effort", "oracle_right", "score_arm"]
+
+FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+BATCH = 50
+CORRECTIONS, CLOSE = 3, 0.98
+FINALISTS, MOST_GROUPS = 4, 6
+"""Subnets that are timed together, and how often as many more are, until one is within the share."""
+
+ONE_THREAD = SessionOptions(threads=1)
+ALL_THREADS = SessionOptions(threads=len(os.sched_getaffinity(0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is spent on each point."""
+
+    population: int = 12
+    generations: int = 4
+    runs: int = 200
+    """Timed runs of each finalist."""
+
+
+def score_arm(
+    arm: Arm, images: TinyImages, work: Path, fractions: Sequence[float], effort: Effort, seed: int, log: RunLog
+) -> None:
+    """Make those points of one trained arm that its folder lacks.
+
+    Args:
+        arm: trained in `work`.
+        images: the splits.
+        work: the work folder.
+        fractions: shares of the oracle's latency; a network of its own has one point, its own.
+        effort: of the search and the timing.
+        seed: of the search.
+        log: where each point is written.
+    """
+    folder = work / arm.folder
+    wanted = fractions if arm.fraction is None else (arm.fraction,)
+    missing = [fraction for fraction in wanted if not is_kept(folder, fraction)]
+    if not missing:
+        return
+    oracle = open_static((work / GRAPH).read_bytes(), ONE_THREAD)
+    if arm.fraction is not None:
+        keep(folder, arm.fraction, *_network_point(folder, oracle, images, effort))
+        return
+    scorer = _Scorer(folder, oracle, images, effort, seed)
+    for fraction in missing:
+        with log.step(f"{arm.folder}.score") as said:
+            point, right = scorer.point(fraction)
+            keep(folder, fraction, point, right)
+            said |= {key: point.get(key) for key in ("fraction", "ratio", "accuracy", "gates", "reason")}
+
+
+def oracle_right(images: TinyImages, work: Path) -> Values:
+    """For each test image 1.0 where the oracle names the right class, else 0.0."""
+    return _right(open_static((work / GRAPH).read_bytes(), ALL_THREADS), None, images)
+
+
+def _network_point(folder: Path, oracle: Session, images: TinyImages, effort: Effort) -> tuple[dict[str, Any], Values]:
+    content = (folder / PLAIN).read_bytes()
+    with alone(f"tools/bench/elastify.py: {folder.name}"):
+        ratio = latency_ratio(open_static(content, ONE_THREAD), oracle, effort.runs)
+    right = _right(open_static(content, ALL_THREADS), None, images)
+    return {"reachable": True, "ratio": ratio, "accuracy": float(right.mean())}, right
+
+
+def _right(session: Session, gates: Gates | None, images: TinyImages) -> Values:
+    name, test = session.inputs[0].name, images.test
+    found = []
+    for start in range(0, len(test), BATCH):
+        batch = test.inputs(slice(start, start + BATCH)).contiguous().numpy()
+        found.append(next(iter(session.run({name: batch}, gates).values())).argmax(1))
+    return np.asarray(np.concatenate(found) == test.labels, np.float64)
+
+
+class _Scorer:
+    """The sessions of one bundle, its latency model, and what its subnets were found to be worth."""
+
+    def __init__(self, folder: Path, oracle: Session, images: TinyImages, effort: Effort, seed: int) -> None:
+        self._bundle = Bundle.read(folder / BUNDLE)
+        self._space = self._bundle.manifest.space
+        self._damage = AdditiveCost.damage(self._space, self._bundle.manifest.prior)
+        self._oracle, self._images, self._effort, self._seed = oracle, images, effort, seed
+        self._what = f"tools/bench/elastify.py: {folder.name}"
+        state = StateDir.open(folder / "state")
+        self._timed, self._form = open_quickest(self._bundle, ONE_THREAD, state, runtime_versions())
+        self._plain = open_session(self._bundle, ALL_THREADS)
+        with alone(self._what), state.scratch() as scratch:
+            self._model = calibrate(self._bundle, self._timed, ONE_THREAD, seed=seed, scratch=scratch)
+            self._full_ratio = self._ratios([self._space.default])[0]
+        self._judge = self._evaluator()
+
+    def _evaluator(self) -> Evaluator:
+        order = list(range(len(self._images.search)))
+        random.Random(self._seed).shuffle(order)
+        chosen = self._images.search.take(order)
+        preprocessing = self._bundle.manifest.preprocessing
+        return Evaluator(
+            self._plain, self._space.default, chosen.images, preprocessing, labels=chosen.labels, batch_size=BATCH
+        )
+
+    def point(self, fraction: float) -> tuple[dict[str, Any], Values | None]:
+        """The best subnet within a share of the oracle's latency, and whether it is right on each test image."""
+        about: dict[str, Any] = {"fraction": fraction, "form": self._form, "reachable": False}
+        try:
+            limit_ms = self._corrected_limit(fraction)
+            search = self._searched(limit_ms)
+        except BudgetError as error:
+            return about | {"reason": str(error)}, None
+        ranked = search.best(self._effort.population * self._effort.generations)
+        about |= {"evaluations": len(ranked), "limit_ms": limit_ms, "model_error": self._model.error}
+        found = self._first_within(fraction, ranked)
+        if found is None:
+            return about | {"reason": "every finalist was slower"}, None
+        score, ratio = found
+        right = _right(self._plain, score.gates, self._images)
+        about |= {"reachable": True, "gates": str(score.gates), "ratio": ratio, "accuracy": float(right.mean())}
+        return about | {"search_accuracy": score.quality, "alternatives": _labels(score.gates)}, right
+
+    def _corrected_limit(self, fraction: float) -> float:
+        """Milliseconds of the model that stand for a share of the oracle's latency, near that share."""
+        limit_ms = fraction * self._model.predict_ms(self._space.default) / self._full_ratio
+        for _ in range(CORRECTIONS):
+            gates = near_budget_seeds(self._space, self._model.cost, self._damage, limit_ms, 1, self._seed)[0]
+            with alone(self._what):
+                ratio = self._ratios([gates])[0]
+            if CLOSE * fraction <= ratio <= fraction or (ratio < fraction and gates.is_default):
+                break
+            limit_ms = fraction * self._model.predict_ms(gates) / ratio
+        return limit_ms
+
+    def _searched(self, limit_ms: float) -> EvolutionSearch:
+        """A search that has asked for as many subnets as the effort says."""
+        search = EvolutionSearch(
+            self._space,
+            predict_ms=self._model.cost,
+            limit_ms=limit_ms,
+            prior=self._damage,
+            population=self._effort.population,
+            generations=self._effort.generations,
+            seed=self._seed,
+        )
+        while not search.done:
+            search.tell([self._judge.score(gates, self._model.predict_ms(gates)) for gates in search.ask()])
+        return search
+
+    def _first_within(self, fraction: float, ranked: Sequence[Score]) -> tuple[Score, float] | None:
+        """The first of some subnets whose measured share is within `fraction`, and that share."""
+        for start in range(0, min(len(ranked), FINALISTS * MOST_GROUPS), FINALISTS):
+            group = ranked[start : start + FINALISTS]
+            with alone(self._what):
+                ratios = self._ratios([score.gates for score in group])
+            for score, ratio in zip(group, ratios, strict=True):
+                if ratio <= fraction:
+                    return score, ratio
+        return None
+
+    def _ratios(self, subnets: Sequence[Gates]) -> list[float]:
+        """Median of each subnet over that of the oracle, from interleaved rounds."""
+        inputs = random_inputs(self._timed.inputs, seed=self._seed)
+        candidates = [Candidate(self._timed, inputs, gates) for gates in subnets]
+        candidates.append(Candidate(self._oracle, inputs, subnets[0]))
+        with self._timed.hold(subnets):
+            *own, reference = measure_candidates(candidates, runs=self._effort.runs, seed=self._seed)
+        return [measurement.p50_ms / reference.p50_ms for measurement in own]
+
+
+def _labels(gates: Gates) -> list[str]:
+    rows = zip(gates.space.groups, gates.values, gates.active, strict=True)
+    return [group.labels[int(value)] for group, value, active in rows if active and isinstance(value, int)]
