@@ -61,6 +61,9 @@ def train_local(
         if value and not isinstance(supernet.alternative(index, value), nn.Identity)
     ]
 
+    if not tasks:  # skips alone learn nothing
+        return 0.0
+
     def step(batch: Batch, progress: float, backward: Backward) -> float:
         with torch.no_grad():
             teacher = supernet.features(batch[0], supernet.space.default)

@@ -88,6 +88,8 @@ def train_paths(
         BuildError: the loss jumped too often.
     """
     compute = compute or Compute()
+    if not any(parameter.requires_grad for parameter in supernet.bodies.parameters()):  # skips alone learn nothing
+        return 0.0
     sampler = _sampler(supernet, source, compute, latency)
 
     def step(batch: Batch, progress: float, backward: Backward) -> float:
@@ -123,7 +125,7 @@ def _sampler(supernet: Supernet, source: BatchSource, compute: Compute, latency:
 
 def _set_statistics(bodies: nn.Module, *, moving: bool) -> None:
     for module in bodies.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train(moving)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from builder.distill.losses import output_distance
 from builder.elastify.supernet import Supernet
+from builder.errors import BuildError
 
 __all__ = ["measure_prior"]
 
@@ -19,6 +22,9 @@ def measure_prior(supernet: Supernet, images: Tensor) -> tuple[tuple[float, ...]
     Args:
         supernet: trained; used in eval mode.
         images: a few hundred preprocessed images [N, C, H, W], not used in training.
+
+    Raises:
+        BuildError: an alternative gives outputs that are not finite.
     """
     supernet.eval()
     sums = [[0.0] * group.size for group in supernet.space.groups]
@@ -31,4 +37,11 @@ def measure_prior(supernet: Supernet, images: Tensor) -> tuple[tuple[float, ...]
                     # Nothing differs before the changed unit.
                     outputs = supernet.resume(oracle, index, gates).outputs
                     sums[index][value] += output_distance(outputs, oracle.outputs).item() * len(batch)
+    for index, row in enumerate(sums):
+        for value, total in enumerate(row):
+            if not math.isfinite(total):
+                label = supernet.space.groups[index].labels[value]
+                raise BuildError(
+                    f"alternative {label!r} of unit {index} is not finite", hint="train it at a lower rate"
+                )
     return tuple(tuple(max(0.0, total / len(images)) for total in row) for row in sums)

@@ -26,17 +26,19 @@ _PLAIN_METHODS = {f"{name}_": name for name in ("relu", "sigmoid", "add", "mul",
 
 
 def drop_inert(traced: fx.GraphModule) -> None:
-    """Remove identities, dropout and whatever nobody reads."""
+    """Remove identities and dropout."""
     for node in list(traced.graph.nodes):
         if isinstance(module_of(traced, node), _INERT_MODULES) or node.target in _INERT_FUNCTIONS:
             node.replace_all_uses_with(node.all_input_nodes[0])
             traced.graph.erase_node(node)
-    traced.graph.eliminate_dead_code()
     traced.recompile()
 
 
 def make_pure(traced: fx.GraphModule) -> None:
-    """Replace operations that write into their input; who reads that input afterwards reads the result instead."""
+    """Replace operations that write into their input; who reads that input afterwards reads the result instead.
+
+    What nobody reads is removed then, and not before: what writes into its input need not be read itself.
+    """
     writing = {node for node in traced.graph.nodes if _writes_input(traced, node)}
     seen: set[fx.Node] = set()
     for node in traced.graph.nodes:
@@ -47,6 +49,7 @@ def make_pure(traced: fx.GraphModule) -> None:
     for module in traced.modules():
         if getattr(module, "inplace", False):
             module.inplace = False
+    traced.graph.eliminate_dead_code()
     traced.recompile()
 
 

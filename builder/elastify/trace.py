@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 from builder.elastify.exported import trace_exported
 from builder.elastify.nodes import is_activation, is_add, module_of, shape_of
@@ -33,37 +35,75 @@ def trace(model: nn.Module, example: Inputs) -> fx.GraphModule:
     Sizes read from shapes become numbers (the batch stays free): the graph is for the example's resolution.
 
     Raises:
-        UsageError: neither torch.fx nor torch.export can follow the model, or it fails on `example`.
+        UsageError: neither torch.fx nor torch.export gives a graph that computes what the model computes, also on other
+            values than those of `example`; or it fails on `example`.
     """
     examples = (example,) if isinstance(example, Tensor) else tuple(example)
-    model = copy.deepcopy(model).eval()
     name = type(model).__name__
+    # Other values than the example's show what was taken for a number of the graph and is one of the data.
+    given = (
+        examples,
+        tuple(value.flip(-1) * 0.5 if value.is_floating_point() else value.flip(-1) for value in examples),
+    )
     try:
-        with torch.no_grad():
-            model(*examples)
+        wanted = [_outputs(_plain_copy(model), values) for values in given]
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(
             f"{name} cannot run on the example: {_first_line(error)}", hint="give inputs as its forward takes them"
         ) from error
-    traced = _followed(model, examples, name)
+    reasons: list[str] = []
+    for follow in (_trace_fx, trace_exported):
+        try:
+            traced = _cleaned(follow(_plain_copy(model), examples), examples)
+            if all(_agree(_outputs(traced, values), found) for values, found in zip(given, wanted, strict=True)):
+                return traced
+            reasons.append("the graph does not compute what the model computes")
+        except Exception as error:
+            reasons.append(_first_line(error))
+    raise UsageError(
+        f"{name} cannot be traced: {reasons[0]}; torch.export: {reasons[1]}",
+        hint="move control flow and numbers that depend on values out of forward",
+    )
+
+
+def _plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode. Raises `UsageError` where it cannot be copied, or its weights are computed."""
+    # Taking them out of a copy would take them out of the original as well: both share the class that computes them.
+    if any(parametrize.is_parametrized(module) for module in model.modules()):
+        raise UsageError(
+            f"{type(model).__name__} has parametrized weights",
+            hint="torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') leaves their values",
+        )
+    try:
+        return copy.deepcopy(model).eval()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}",
+            hint="torch.nn.utils.weight_norm makes such modules: call remove_weight_norm on them first",
+        ) from error
+
+
+def _cleaned(traced: fx.GraphModule, examples: tuple[Tensor, ...]) -> fx.GraphModule:
     drop_inert(traced)
     make_pure(traced)
     settle_shapes(traced, examples)
     return traced
 
 
-def _followed(model: nn.Module, examples: tuple[Tensor, ...], name: str) -> fx.GraphModule:
-    try:
-        return _trace_fx(model, examples)
-    except Exception as error:
-        reason = _first_line(error)
-    try:
-        return trace_exported(model, examples)
-    except Exception as error:
-        raise UsageError(
-            f"{name} cannot be traced: {reason}; torch.export: {_first_line(error)}",
-            hint="move control flow that depends on values out of forward",
-        ) from error
+def _outputs(model: nn.Module, values: Sequence[Tensor]) -> list[Tensor]:
+    """Every tensor that a model gives; it may write into its inputs."""
+    with torch.no_grad():
+        return [leaf for leaf in tree_leaves(model(*(value.clone() for value in values))) if isinstance(leaf, Tensor)]
+
+
+def _agree(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    def close(one: Tensor, other: Tensor) -> bool:
+        largest = max(1.0, other.abs().max().item())
+        return one.shape == other.shape and torch.allclose(one, other, atol=1e-5 * largest, equal_nan=True)
+
+    return len(found) == len(wanted) and all(map(close, found, wanted))
 
 
 def _first_line(error: Exception) -> str:

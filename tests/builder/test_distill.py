@@ -8,6 +8,7 @@ from builder.distill import LocalConfig, LoopConfig, PathConfig, PathSampler, me
 from builder.distill.losses import normalised_error, output_distance
 from builder.distill.sampler import multiply_accumulates
 from builder.elastify import ElasticOptions, elastify
+from builder.errors import BuildError
 from builder.runlog import RunLog
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import StateError, UsageError
@@ -213,3 +214,36 @@ def test_a_source_without_batches_is_refused(tmp_path):
 def test_a_stage_without_steps_is_refused():
     with pytest.raises(UsageError):
         LoopConfig(0, 10, 1e-3)
+
+
+def skips_alone():
+    class Skipping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+            self.head = torch.nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return self.head((x + torch.relu(self.inner(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    return elastify(Skipping().eval(), images(8))
+
+
+def test_a_network_of_skips_alone_has_nothing_to_train(tmp_path):
+    supernet = skips_alone()
+    assert {label for group in supernet.space.groups for label in group.labels} == {"original", "skip"}
+    loop = LoopConfig(epochs=1, steps_per_epoch=2, learning_rate=1e-3)
+    with RunLog(None) as log:
+        assert train_local(supernet, LocalConfig(loop), batches, tmp_path / "local.pt", log) == 0.0
+        assert train_paths(supernet, PathConfig(loop), batches, tmp_path / "paths.pt", log) == 0.0
+
+
+def test_the_prior_refuses_alternatives_that_are_not_finite():
+    supernet = elastify(BottleneckNet().eval(), images(8))
+    with torch.no_grad():
+        for parameter in supernet.bodies.parameters():
+            parameter.fill_(float("nan"))
+    with pytest.raises(BuildError, match="is not finite"):
+        measure_prior(supernet, images(8))

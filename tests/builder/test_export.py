@@ -138,3 +138,29 @@ def test_an_operation_without_translation_is_named():
 
     with pytest.raises(BuildError, match="cumsum"):
         static_model(Odd().eval(), images(1))
+
+
+def test_parity_check_fails_on_alternatives_that_are_not_finite(exported, tmp_path):
+    oracle, _, _ = exported
+    supernet = elastify(oracle, images(32))
+    with torch.no_grad():
+        for parameter in supernet.bodies.parameters():
+            parameter.fill_(float("nan"))
+    prior = tuple(tuple(0.0 for _ in group.labels) for group in supernet.space.groups)
+    bundle = pack(supernet, prior, INFO, tmp_path / "nan.nnf")
+    with pytest.raises(BuildError, match="differs from torch"):
+        check_parity(supernet, oracle, bundle, images(8))
+
+
+def test_parity_is_relative_to_the_size_of_the_outputs(tmp_path):
+    oracle = made(BasicNet)
+    with torch.no_grad():
+        for layer in oracle.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(1e5)
+    supernet = elastify(oracle, images(32))
+    prior = measure_prior(supernet, images(8))
+    report = check_parity(supernet, oracle, pack(supernet, prior, INFO, tmp_path / "large.nnf"), images(32))
+    with torch.no_grad():
+        assert oracle(images(32)).abs().max() > 1e3, "an absolute difference would be above the tolerance"
+    assert report.oracle_error <= 1e-4
