@@ -43,12 +43,22 @@ class Augmentation:
         if not 0 <= self.rotate_degrees <= 180:
             raise InputError(f"an augmentation turns by 0 to 180 degrees, not {self.rotate_degrees}")
 
-    def apply(self, pixels: Tensor, rng: np.random.Generator) -> Tensor:
-        """Changed copies of float32 pixels [N, 3, H, W] in [0, 1]."""
-        count = len(pixels)
-        grid = F.affine_grid(self._maps(count, rng), list(pixels.shape), align_corners=False)
+    def apply(
+        self, pixels: Tensor, rng: np.random.Generator, *, of: int | None = None, part: slice = slice(None)
+    ) -> Tensor:
+        """Changed copies of float32 pixels [N, 3, H, W] in [0, 1].
+
+        Args:
+            pixels: the images.
+            rng: what is drawn from.
+            of: images of the whole batch that `pixels` is `part` of; it is drawn for all of them, so that an image is
+                changed in the same way however the batch is cut. None: `pixels` is the whole.
+            part: places of `pixels` in that batch.
+        """
+        count = len(pixels) if of is None else of
+        grid = F.affine_grid(self._maps(count, rng)[part], list(pixels.shape), align_corners=False)
         moved = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
-        gain, contrast = (_uniform(rng, count, self.brightness).view(-1, 1, 1, 1) + 1.0 for _ in range(2))
+        gain, contrast = (_uniform(rng, count, self.brightness)[part].view(-1, 1, 1, 1) + 1.0 for _ in range(2))
         mean = moved.mean((1, 2, 3), keepdim=True)
         return ((moved - mean).mul_(contrast).add_(mean).mul_(gain)).clamp_(0.0, 1.0)
 

@@ -2,7 +2,8 @@
 
 An epoch is a permutation of the examples by (seed, epoch), cut into batches of one size; what is left over at its end
 comes in another epoch. Augmentation, and whatever a user's Dataset draws from torch, numpy or `random`, is seeded for
-each batch. Several ranks cut each batch into equal parts, so the batch size is that of all ranks together.
+each image by its place in the batch. Several ranks cut each batch into equal parts, so the batch size is that of all
+ranks together, and an image is changed in the same way whichever rank has it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def source_of(
 
     Raises:
         InputError: the data is empty or not such a thing.
-        UsageError: the batch size is not a multiple of the number of ranks.
+        UsageError: the batch size is not a multiple of the number of ranks, or leaves one image to each.
     """
     ranks = ranks or Ranks()
     if isinstance(data, DataLoader):
@@ -97,7 +98,8 @@ class ImageBatches(Ordered):
             chosen = self.chosen(epoch, number)
             pixels = images.pixels(chosen)
             if self._augmentation is not None:
-                pixels = self._augmentation.apply(pixels, np.random.default_rng(self.seeds(epoch, number)))
+                rng = np.random.default_rng(self.seeds(epoch, number))
+                pixels = self._augmentation.apply(pixels, rng, of=self._size, part=self.part)
             labels = None if images.labels is None else torch.from_numpy(images.labels[chosen])
             yield normalised(pixels, images.mean, images.std), labels
 

@@ -53,22 +53,27 @@ class DatasetBatches(Ordered):
         numbers = range(first, len(self))
         if not self._workers:
             return (self.batch(epoch, number) for number in numbers)
-        return iter(DataLoader(_Epoch(self, epoch), batch_size=None, sampler=numbers, num_workers=self._workers))
+        # Without a generator of its own the loader draws from torch's, whose state belongs to the training.
+        generator = torch.Generator().manual_seed(_number((self._seed, epoch)))
+        return iter(
+            DataLoader(
+                _Epoch(self, epoch), batch_size=None, sampler=numbers, num_workers=self._workers, generator=generator
+            )
+        )
 
     def batch(self, epoch: int, number: int) -> Batch:
         """This rank's part of one batch. Raises `InputError` for an item that cannot be used."""
-        chosen = self.chosen(epoch, number)
-        with _seeded(self.seeds(epoch, number)):
-            items = [self._item(int(index)) for index in chosen]
-        shapes = {tuple(_image_of(item).shape) for item in items}
-        if len(shapes) > 1:
-            raise InputError(
-                f"the images of the data set have different shapes: {' and '.join(map(str, sorted(shapes)[:3]))}",
-                hint="resize or crop them to one size in the Dataset",
-            )
-        return checked_batch(self._collate(items), self._classes)
+        seeds, items = self.seeds(epoch, number), []
+        with _generators_kept():
+            for place, index in enumerate(self.chosen(epoch, number), start=self.part.start):
+                items.append(self._item(int(index), (*seeds, place)))
+            _check_shapes(items)
+            _seed((*seeds, self._size + self._ranks.rank))
+            collated = self._collate(items)
+        return checked_batch(collated, self._classes)
 
-    def _item(self, index: int) -> Any:
+    def _item(self, index: int, seeds: tuple[int, ...]) -> Any:
+        _seed(seeds)
         try:
             item = self._dataset[index]
         except Exception as error:  # whatever the user's own code raises
@@ -104,7 +109,8 @@ class LoaderBatches:
         """The batches of an epoch from number `first` on."""
         ranks, stream = self._ranks, None
         for number in range(len(self) * ranks.world):
-            with _seeded((self._seed, epoch, number)):
+            with _generators_kept():
+                _seed((self._seed, epoch, number))
                 if stream is None:
                     if self._loader.generator is not None:
                         self._loader.generator.manual_seed(_number((self._seed, epoch)))
@@ -147,6 +153,15 @@ def checked_batch(batch: Any, classes: int | None = None) -> Batch:
     return images, labels.long()
 
 
+def _check_shapes(items: list[Any]) -> None:
+    shapes = {tuple(_image_of(item).shape) for item in items}
+    if len(shapes) > 1:
+        raise InputError(
+            f"the images of the data set have different shapes: {' and '.join(map(str, sorted(shapes)[:3]))}",
+            hint="resize or crop them to one size in the Dataset",
+        )
+
+
 def _image_of(item: Any) -> Any:
     return item[0] if isinstance(item, (tuple, list)) else item
 
@@ -162,15 +177,19 @@ def _number(seeds: tuple[int, ...]) -> int:
     return int(np.random.SeedSequence(seeds).generate_state(1, np.uint32)[0])
 
 
-@contextmanager
-def _seeded(seeds: tuple[int, ...]) -> Iterator[None]:
-    """Seed the global generators that a user's code may draw from, and put them back afterwards."""
+def _seed(seeds: tuple[int, ...]) -> None:
+    """Seed the global generators that a user's code may draw from: the CPU's, as a GPU's belong to the training."""
     number = _number(seeds)
+    torch.default_generator.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Put the generators that `_seed` changes back afterwards."""
     kept_python, kept_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(number)
-        random.seed(number)
-        np.random.seed(number)
         try:
             yield
         finally:

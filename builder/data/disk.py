@@ -40,7 +40,8 @@ def open_data(path: Path, spec: Preprocessing, *, class_names: Sequence[str] = (
     Args:
         path: a folder of images (unlabelled), one with a folder of images per class (labelled), one with such folders
             named ``train`` and ``val``, ``valid`` or ``validation``, or an .npz with `images` uint8 [N, H, W, 3] and
-            optional `labels` and `class_names`. Where there is no held-out part, a tenth is held out.
+            optional `labels` and `class_names`. Where there is no held-out part, a tenth is held out, also of a folder
+            with ``train`` alone.
         spec: size and normalisation of the network's input; images are resized as the runtime does it.
         class_names: the model's classes; folders and named labels are matched with them. Empty: the data's own.
         seed: chooses what is held out.
@@ -53,13 +54,25 @@ def open_data(path: Path, spec: Preprocessing, *, class_names: Sequence[str] = (
         train, names = _open(training, spec, class_names)
         validation, _ = _open(held_out, spec, class_names or names)
         return DataFolder(train, validation, names)
-    images, names = _open(path, spec, class_names)
+    if held_out is not None and training is None and _is_part(held_out):
+        raise InputError(
+            f"{path} has a folder {held_out.name!r} and none named 'train'",
+            hint="name the folder of training images 'train', or give the folder of the classes itself",
+        )
+    whole = training if training is not None and _is_part(training) else path
+    images, names = _open(whole, spec, class_names)
     train, validation = _split(images, seed)
     return DataFolder(train, validation, names)
 
 
 def _part(path: Path, names: Sequence[str]) -> Path | None:
     return next((path / name for name in names if (path / name).is_dir()), None)
+
+
+def _is_part(path: Path) -> bool:
+    """Whether it is a part of a set, as it holds folders or stands alone, and not a class that is called so."""
+    alone = sum(entry.is_dir() for entry in path.parent.iterdir()) == 1
+    return alone or any(entry.is_dir() for entry in path.iterdir())
 
 
 def _open(path: Path, spec: Preprocessing, classes: Sequence[str]) -> tuple[ImageSet | ImageFolder, tuple[str, ...]]:

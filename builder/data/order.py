@@ -24,6 +24,11 @@ class Ordered:
                 f"batches of {self._size} images cannot be cut into {ranks.world} equal parts",
                 hint="choose a batch size that is a multiple of the number of processes",
             )
+        if self._size == ranks.world:  # a BN layer has no variance over one image
+            raise UsageError(
+                f"batches of {self._size} images leave 1 image to each process, of {count} in all",
+                hint="choose a batch size of at least 2 images for each process, and give more images",
+            )
 
     def __len__(self) -> int:
         return self._count // self._size
@@ -32,10 +37,15 @@ class Ordered:
         """Indices of this rank's part of a batch."""
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng((self._seed, epoch)).permutation(self._count)
-        part = self._size // self._ranks.world
-        start = number * self._size + self._ranks.rank * part
-        return self._order[1][start : start + part]
+        start = number * self._size
+        return self._order[1][start : start + self._size][self.part]
+
+    @property
+    def part(self) -> slice:
+        """Places of this rank's images in the batch of all ranks."""
+        count = self._size // self._ranks.world
+        return slice(self._ranks.rank * count, (self._ranks.rank + 1) * count)
 
     def seeds(self, epoch: int, number: int) -> tuple[int, ...]:
-        """Of what is random in this rank's part of a batch."""
-        return self._seed, epoch, number, self._ranks.rank
+        """Of what is random in a batch; the same on all ranks."""
+        return self._seed, epoch, number

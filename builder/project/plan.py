@@ -18,10 +18,10 @@ from builder.distill import LocalConfig, LoopConfig, PathConfig, train_local, tr
 from builder.elastify import Supernet
 from builder.recipes.common import claim_work
 from builder.runlog import RunLog
-from builder.training import Batch, Compute
+from builder.training import Batch, Compute, Ranks
 from edge_runtime.errors import StateError, UsageError
 
-__all__ = ["AUGMENTATIONS", "TrainSettings", "settle_training", "stage_configs"]
+__all__ = ["AUGMENTATIONS", "TrainSettings", "kept_training", "new_training", "stage_configs"]
 
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {"none": None, "mild": Augmentation()}
 
@@ -35,6 +35,9 @@ LOCAL_SHARE = 0.25
 DEFAULT_BATCH, DEFAULT_AUGMENT = 32, "mild"
 LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
 PROBE_STEPS = 4
+
+_NAMED = ("batch_size", "augment", "labels", "latency")
+"""Fields of `TrainSettings` that the user names as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,9 @@ class TrainSettings:
     labels: bool = True
     """Whether the labels are used, where there are some."""
 
-    latency: bool = False
-    """Whether paths are even over the folder's latency.json; else over multiply-accumulates."""
+    latency: str = ""
+    """Where the folder's latency.json, over which paths are even, is from: ``here``, or the sha256 of the file that the
+    user gave. Empty: paths are even over multiply-accumulates."""
 
     def __post_init__(self) -> None:
         if min(self.local_steps, self.path_steps) < 1:
@@ -79,34 +83,45 @@ def _epochs(steps: int, batches: int) -> tuple[int, int]:
     return epochs, max(steps // epochs, 1)
 
 
-def settle_training(
+def kept_training(work: Path, given: Mapping[str, Any], ranks: Ranks) -> TrainSettings | None:
+    """The settings that this folder's training was begun with; None where it was not begun.
+
+    Args:
+        work: the folder; the first rank reads its train.json for all.
+        given: what the user named now (see `new_training`).
+        ranks: this process of how many.
+
+    Raises:
+        StateError: the training was begun with other settings.
+    """
+    kept: TrainSettings | None = ranks.share(_read(work / "train.json") if ranks.first else None)
+    if kept is not None:
+        _compare(work, kept, given)
+    return kept
+
+
+def new_training(
     work: Path,
     given: Mapping[str, Any],
     batches_of: Callable[[int, str], Source],
     supernet: Supernet,
     compute: Compute,
 ) -> TrainSettings:
-    """The settings of this folder's training: those it was begun with, else new ones from what is given.
+    """Settle a training that was not begun yet.
 
     Args:
-        work: the folder; its train.json is read or written.
-        given: what the user named now: `epochs` or `minutes`, `batch_size`, `augment`, `labels`,
-            `latency`.
+        work: the folder; its train.json is written.
+        given: what the user named: `epochs` or `minutes`, `batch_size`, `augment`, `labels`, and `latency` as
+            `TrainSettings` keeps it.
         batches_of: batch size and name of the augmentation to batch source.
         supernet: on the device of `compute`; a few steps are timed on it where minutes are given, and undone.
         compute: device, precision and ranks.
 
     Raises:
-        StateError: the training was begun with other settings.
         UsageError: what is given cannot be meant.
     """
     ranks = compute.ranks
-    kept = ranks.share(_read(work / "train.json") if ranks.first else None)
-    if kept is not None:
-        _compare(work, kept, given)
-        return kept
-    own = {name: given[name] for name in ("batch_size", "augment", "labels") if name in given}
-    own["latency"] = "latency" in given
+    own = {name: given[name] for name in _NAMED if name in given}
     source = batches_of(own.get("batch_size", DEFAULT_BATCH), own.get("augment", DEFAULT_AUGMENT))
     local_steps, path_steps = ranks.share(_steps(given, source, supernet, compute))
     settings = TrainSettings(local_steps, path_steps, _asked(given) or "default", **own)
@@ -121,15 +136,14 @@ def _asked(given: Mapping[str, Any]) -> str:
 
 def _compare(work: Path, kept: TrainSettings, given: Mapping[str, Any]) -> None:
     own = dataclasses.asdict(kept)
-    again = dict(given) | ({"latency": True} if "latency" in given else {})
-    named = ("batch_size", "augment", "labels", "latency")
-    differing = [name for name in named if again.get(name, own[name]) != own[name]]
+    differing = [name for name in _NAMED if given.get(name, own[name]) != own[name]]
     if _asked(given) not in ("", kept.asked):
         differing.append(f"length ({kept.asked})")
     if differing:
         raise StateError(
             f"the training in {work} was begun with another {differing[0].replace('_', ' ')}",
-            hint="leave the option out to go on with it, or delete train.json, local.pt, paths.pt and trained.pt there",
+            hint="leave the option out to go on with it, or delete train.json, latency.json, local.pt, paths.pt and "
+            "trained.pt there",
         )
 
 

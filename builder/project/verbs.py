@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from builder.data import source_of
+from builder.data import Source, source_of
 from builder.elastify import ElastifyReport, NothingElasticError
 from builder.export import check_parity, static_model
 from builder.export import pack as pack_supernet
 from builder.files import write_atomically
 from builder.fit import accuracy
-from builder.project.latency import keep_latency, read_latency
-from builder.project.plan import AUGMENTATIONS, settle_training, stage_configs
+from builder.project.latency import keep_latency, latency_name, read_latency
+from builder.project.plan import AUGMENTATIONS, TrainSettings, kept_training, new_training, stage_configs
 from builder.project.project import Project
 from builder.recipes.common import train_supernet
 from builder.training import Compute
@@ -61,19 +61,16 @@ def _report_lines(report: ElastifyReport, form: str | None) -> list[str]:
 
 
 def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[str]:
-    """Train both stages and measure the prior; `given` holds what the user named (see `settle_training`)."""
+    """Train both stages and measure the prior; `given` holds what the user named: see `new_training`, and `latency`."""
     supernet, data, seed = project.supernet, project.data, project.settings.seed
-    if compute.ranks.first and "latency" in given and not (project.work / "latency.json").exists():
-        keep_latency(given["latency"], supernet, project.bundle_info(), project.work, seed)
-    compute.place_module(supernet)
 
-    def batches_of(batch_size: int, augment: str) -> Any:
+    def batches_of(batch_size: int, augment: str) -> Source:
         return source_of(data.train, batch_size, seed=seed, ranks=compute.ranks, augmentation=AUGMENTATIONS[augment])
 
-    settings = settle_training(project.work, given, batches_of, supernet, compute)
+    settings = _settled(project, given, batches_of, compute)
     source = batches_of(settings.batch_size, settings.augment)
     local, paths = stage_configs(settings, len(source), seed)
-    latency = read_latency(project.work, supernet.space) if settings.latency else None
+    latency = read_latency(project.work, supernet.space, compute.ranks) if settings.latency else None
     train_supernet(supernet, local, paths, source, project.work, project.log, compute=compute, latency=latency)
     if not compute.ranks.first:
         return []
@@ -84,6 +81,22 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
         project.log.event("data.skipped", {"count": len(skipped), "first": str(skipped[0])})
         lines.append(f"{len(skipped)} images could not be read and were skipped, the first is {skipped[0]}")
     return [*lines, f"next: nnf-build export --work {project.work}"]
+
+
+def _settled(
+    project: Project, given: Mapping[str, Any], batches_of: Callable[[int, str], Source], compute: Compute
+) -> TrainSettings:
+    """Compare with what was kept first: only a new training measures latency, or takes the table of a file."""
+    work, supernet, ranks = project.work, project.supernet, compute.ranks
+    choice = given.get("latency")
+    if choice is not None:
+        given = {**given, "latency": ranks.share(latency_name(choice) if ranks.first else None)}
+    if (kept := kept_training(work, given, ranks)) is not None:
+        return kept
+    if choice is not None and ranks.first:
+        keep_latency(choice, supernet, project.bundle_info(), work, project.settings.seed)
+    compute.place_module(supernet)
+    return new_training(work, given, batches_of, supernet, compute)
 
 
 def export(project: Project, name: str | None = None) -> list[str]:

@@ -112,9 +112,45 @@ def test_what_the_user_draws_does_not_move_the_generators_of_the_training():
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_worker_processes_change_nothing():
-    alone = flat(DatasetBatches(Numbered(noise=0.5), 4, 0)(1, 2))
-    assert flat(DatasetBatches(Numbered(noise=0.5), 4, 0, workers=1)(1, 2)) == alone
+def noisy(items):
+    """A collate function that draws, as one for mixup does."""
+    images = torch.stack([image for image, _ in items])
+    return images + torch.rand(()) + np.random.random(), torch.tensor([label for _, label in items])
+
+
+@pytest.mark.parametrize("collate", [None, noisy])
+def test_worker_processes_change_nothing(collate):
+    alone = flat(DatasetBatches(Numbered(noise=0.5), 4, 0, collate=collate)(1, 2))
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    assert flat(DatasetBatches(Numbered(noise=0.5), 4, 0, workers=1, collate=collate)(1, 2)) == alone
+    assert torch.equal(torch.rand(3), wanted), "the training's own random numbers stay where they were"
+
+
+def test_a_collate_function_that_draws_is_seeded():
+    torch.manual_seed(1)
+    first = flat(DatasetBatches(Numbered(), 4, 0, collate=noisy)(1, 0))
+    torch.manual_seed(2)
+    assert flat(DatasetBatches(Numbered(), 4, 0, collate=noisy)(1, 0)) == first
+
+
+@pytest.mark.parametrize("kind", ["augmented", "dataset"])
+def test_the_ranks_draw_for_each_image_what_one_process_draws(kind):
+    def batches(ranks):
+        if kind == "dataset":
+            return DatasetBatches(Numbered(noise=0.5), 8, 1, ranks)(2, 0)
+        return ImageBatches(image_set(), 8, 1, ranks, Augmentation())(2, 0)
+
+    parts = zip(*(batches(Ranks(rank, 2)) for rank in range(2)), strict=True)
+    for (whole, _), halves in zip(batches(Ranks()), parts, strict=True):
+        assert torch.allclose(torch.cat([images for images, _ in halves]), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (2, 2)])
+def test_a_part_of_one_image_is_refused(batch_size, world):
+    with pytest.raises(UsageError, match="1 image"):
+        ImageBatches(image_set(), batch_size, 0, Ranks(0, world))
 
 
 def test_batches_that_cannot_be_shared_are_refused():
@@ -161,6 +197,30 @@ def test_folders_named_train_and_val_are_the_split(tmp_path):
     assert (len(opened.train), len(opened.validation), opened.class_names) == (8, 4, ("bolt", "nut"))
 
 
+def test_of_a_folder_named_train_alone_a_tenth_is_held_out(tmp_path):
+    folder(tmp_path / "train", 40)
+    (tmp_path / "notes").mkdir()
+    opened = open_data(tmp_path, SPEC)
+    assert (len(opened.train), len(opened.validation), opened.class_names) == (36, 4, ("bolt", "nut"))
+
+
+def test_a_folder_named_train_alone_may_be_flat(tmp_path):
+    folder(tmp_path / "train", 40, ())
+    opened = open_data(tmp_path, SPEC)
+    assert (len(opened.train), len(opened.validation), opened.class_names) == (36, 4, ())
+
+
+def test_a_class_named_train_is_a_class(tmp_path):
+    folder(tmp_path, 40, ("car", "train"))
+    assert open_data(tmp_path, SPEC).class_names == ("car", "train")
+
+
+def test_a_folder_named_val_alone_says_what_is_missing(tmp_path):
+    folder(tmp_path / "valid", 40)
+    with pytest.raises(InputError, match="train"):
+        open_data(tmp_path, SPEC)
+
+
 def test_a_dataset_of_images_alone_is_unlabelled():
     (batch,) = DatasetBatches([torch.zeros(3, 4, 4)] * 4, 4)(0, 0)
     assert batch[0].shape == (4, 3, 4, 4)
@@ -193,6 +253,14 @@ def test_many_unreadable_images_are_one_error(tmp_path):
     with pytest.raises(InputError, match="cannot be read") as caught:
         images.pixels(slice(None))
     assert "remove" in caught.value.hint
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_no_image_can_be_read_that_is_one_error(tmp_path, count):
+    for number in range(count):
+        (tmp_path / f"{number}.png").write_bytes(b"not an image")
+    with pytest.raises(InputError, match=f"{count} of {count} images"):
+        ImageFolder(list_folder(tmp_path), SPEC).pixels(slice(0, 1))
 
 
 class Failing(Numbered):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,17 @@ def build(*words, code=0, work="w"):
     assert main([*words, "--work", work]) == code
 
 
+def latency_table(place):
+    """A table of the fixture's supernet: each alternative costs a millisecond less than the one before."""
+    from builder.project.project import Project
+    from builder.project.settings import kept_settings
+    from builder.runlog import RunLog
+
+    project = Project(kept_settings(place / "w", {}), place / "w", RunLog())
+    rows = [[float(group.size - index) for index in range(group.size)] for group in project.supernet.space.groups]
+    return {"base_ms": 1.0, "entries_ms": rows, "p95_ratio": 1.1, "method": "timing", "error": 0.0}
+
+
 def events(place, name):
     lines = [json.loads(line) for line in (place / "w" / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == name]
@@ -161,11 +173,35 @@ def test_paths_are_spread_over_latency_that_is_measured_here(place):
     build("train", "--epochs", "1", "--latency", "here")
     table = json.loads((place / "w" / "latency.json").read_text())
     assert min(map(min, table["entries_ms"])) < max(map(max, table["entries_ms"]))
-    assert json.loads((place / "w" / "train.json").read_text())["latency"] is True
+    assert json.loads((place / "w" / "train.json").read_text())["latency"] == "here"
     assert not (place / "w" / "latency").exists()
     (place / "other.json").write_text(json.dumps(table | {"entries_ms": [[1.0]]}))
     build(*BEGIN, work="v")
     build("train", "--latency", "other.json", code=2, work="v")
+    assert not (place / "v" / "train.json").exists(), "a table that is of no use settles nothing"
+
+
+def test_another_latency_table_is_refused_and_never_left_behind(place, capsys):
+    build(*BEGIN)
+    table = latency_table(place)
+    for factor, name in ((1.0, "a.json"), (2.0, "b.json")):
+        (place / name).write_text(json.dumps(table | {"base_ms": factor}))
+    (place / "w" / "latency.json").write_text(json.dumps(table | {"base_ms": 9.0}))  # of a run that never began
+    build("train", "--epochs", "1", "--latency", "a.json")
+    assert json.loads((place / "w" / "latency.json").read_text())["base_ms"] == 1.0
+    build("train", "--latency", "a.json")
+    for other in ("b.json", "here"):
+        capsys.readouterr()
+        build("train", "--latency", other, code=74)
+        assert "latency.json" in capsys.readouterr().err
+    assert json.loads((place / "w" / "latency.json").read_text())["base_ms"] == 1.0
+
+
+def test_a_latency_that_the_training_did_not_begin_with_is_not_measured(place):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("train", "--latency", "here", code=74)
+    assert not (place / "w" / "latency.json").exists()
 
 
 def test_minutes_become_steps_once(place):
@@ -340,11 +376,23 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path, content):
 # -- several processes ---------------------------------------------------------------------------------------------
 
 
-def test_torchrun_trains_the_project(place):
+MACHINE = """
+import os, sys
+from builder.cli import main
+os.chdir(["." , "second"][int(os.environ["RANK"])])
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_torchrun_trains_the_project_with_a_table_that_one_machine_has(place):
     build(*BEGIN)
+    (place / "second").mkdir()
+    shutil.copytree(place / "w", place / "second" / "w")
+    (place / "table.json").write_text(json.dumps(latency_table(place)))
+    (place / "machine.py").write_text(MACHINE)
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "builder", "train", "--work", "w", "--epochs", "1", "--batch-size", "8", "--threads", "1",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "machine.py",
+        "train", "--work", "w", "--epochs", "1", "--batch-size", "8", "--threads", "1", "--latency", "table.json",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=200)
@@ -352,5 +400,6 @@ def test_torchrun_trains_the_project(place):
     assert done.stdout.count("trained:") == 1
     assert events(place, "begin")[-1]["processes"] == 2
     assert (place / "w" / "trained.pt").exists()
+    assert not (place / "second" / "w" / "latency.json").exists()
     build("train")  # goes on as one process: nothing is left to do
     assert len(events(place, "paths.epoch")) == 1
