@@ -91,12 +91,11 @@ def _settled(
     choice = given.get("latency")
     if choice is not None:
         given = {**given, "latency": ranks.share(latency_name(choice) if ranks.first else None)}
-    if (kept := kept_training(work, given, ranks)) is not None:
-        return kept
-    if choice is not None and ranks.first:
+    kept = kept_training(work, given, ranks)
+    if kept is None and choice is not None and ranks.first:
         keep_latency(choice, supernet, project.bundle_info(), work, project.settings.seed)
     compute.place_module(supernet)
-    return new_training(work, given, batches_of, supernet, compute)
+    return new_training(work, given, batches_of, supernet, compute) if kept is None else kept
 
 
 def export(project: Project, name: str | None = None) -> list[str]:
