@@ -1,6 +1,6 @@
 """Read a safetensors file: a little-endian length, a JSON header of that length, then the tensors' bytes.
 
-After the format's description, https://github.com/huggingface/safetensors. Only offsets inside the file are followed,
+After the published description of the format (safetensors 0.4). Only offsets inside the file are followed,
 and nothing is run.
 """
 
@@ -23,6 +23,9 @@ _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
+
+MAX_ELEMENTS = 2**40
+"""Of one tensor, its empty sides counted as 1."""
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -52,6 +55,8 @@ def _tensor(name: str, entry: dict[str, Any], data: memoryview) -> Tensor:
     wanted = math.prod(shape) * dtype.itemsize
     if not 0 <= start <= stop <= len(data) or stop - start != wanted:
         raise ValueError(f"{name} does not have the {wanted} bytes of its shape")
+    if math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:  # an empty tensor may still claim any size
+        raise ValueError(f"{name} has the shape {shape}")
     if wanted == 0:
         return torch.zeros(shape, dtype=dtype)
     return torch.frombuffer(bytearray(data[start:stop]), dtype=dtype).reshape(shape)

@@ -7,6 +7,7 @@ took and what came out. A folder that was begun with other settings is refused, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -216,10 +217,10 @@ def kept_prior(
     """
     compute = compute or Compute()
     path, digest = work / "prior.json", _digest(supernet)
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is measured again
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["weights"] == digest:
-            return tuple(tuple(row) for row in kept["prior"])
+            return tuple(tuple(float(cost) for cost in row) for row in kept["prior"])
     with log.step("prior"):
         compute.place_module(supernet)
         prior = measure_prior(supernet, compute.place((images, None))[0])

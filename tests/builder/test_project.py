@@ -361,6 +361,7 @@ def broken(change):
         broken(lambda header: header | {"a": header["a"] | {"data_offsets": [16, 40]}}),
         broken(lambda header: header | {"b": header["b"] | {"data_offsets": [30, 46]}}),
         broken(lambda header: header | {"a": header["a"] | {"data_offsets": [-24, 0]}}),
+        broken(lambda header: header | {"a": header["a"] | {"shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}),
     ],
 )
 def test_a_damaged_safetensors_file_is_refused(tmp_path, content):

@@ -6,12 +6,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from builder.elastify import elastify
 from builder.recipes import demo
-from builder.recipes.common import Request, claim_work
+from builder.recipes.common import Request, claim_work, kept_prior
 from builder.recipes.demo_config import DemoSettings
 from builder.runlog import RunLog
 from edge_runtime.errors import StateError
 from edge_runtime.inputs import load_npz
+from tests.builder.nets import BottleneckNet, images
 
 pytestmark = pytest.mark.builder
 
@@ -79,3 +81,14 @@ def test_a_work_folder_can_be_claimed_again(tmp_path):
     claim_work(tmp_path, "demo", {"widths": (0.5, 0.25), "epochs": 3})
     with pytest.raises(StateError):
         claim_work(tmp_path, "runway", {"epochs": 3, "widths": (0.5, 0.25)})
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"weights": 1}', b"\xff\xfe"])
+def test_a_damaged_prior_is_measured_again(tmp_path, content):
+    supernet, x = elastify(BottleneckNet().eval(), images(8)), images(8)
+    with RunLog(None) as log:
+        wanted = kept_prior(supernet, x, tmp_path, log)
+        good = (tmp_path / "prior.json").read_bytes()
+        (tmp_path / "prior.json").write_bytes(content)
+        assert kept_prior(supernet, x, tmp_path, log) == wanted
+    assert (tmp_path / "prior.json").read_bytes() == good
