@@ -6,6 +6,7 @@ step. Rank 0 alone writes files.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,9 @@ def joined_ranks(device: str = "cpu") -> Iterator[Ranks]:
     if world == 1:
         yield Ranks()
         return
+    # Optimizers import it. When it comes after the group, it keeps the group, whose threads then abort the process as
+    # the interpreter ends, about one time in ten.
+    importlib.import_module("torch._dynamo")
     try:
         if device.startswith("cuda"):
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))

@@ -24,28 +24,29 @@ def run_as_two(folder):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """The folder of both runs, and what each lost."""
+    """The folder of both runs, what each lost, and what the ranks of the second printed."""
     folder = tmp_path_factory.mktemp("ranks")
     for name in ("one", "two"):
         (folder / name).mkdir()
     train_child.train(folder / "one", whole=True)
-    run_as_two(folder / "two")
-    return folder, *(json.loads((folder / name / "loss.json").read_text()) for name in ("one", "two"))
+    printed = run_as_two(folder / "two")
+    return folder, *(json.loads((folder / name / "loss.json").read_text()) for name in ("one", "two")), printed
 
 
 @pytest.mark.parametrize("stage", ["local", "paths"])
 def test_two_processes_reach_the_loss_of_one(both, stage):
-    _, one, two = both
+    _, one, two, _ = both
     # BN layers normalise over each rank's own half of the batch; all else is the same.
     assert two[stage] == pytest.approx(one[stage], rel=0.05)
 
 
 def test_the_weights_are_those_of_one_process_but_for_bn(both):
-    folder, _, _ = both
+    folder, *_ = both
     one, two = (checkpoint.load(folder / name / "paths.pt") for name in ("one", "two"))
     assert one["done"] == two["done"]
     assert one["rng"]["cpu"].equal(two["rng"]["cpu"])  # the same paths were drawn
@@ -55,7 +56,14 @@ def test_the_weights_are_those_of_one_process_but_for_bn(both):
 
 
 def test_a_run_of_two_goes_on_as_a_run_of_one(both):
-    folder, _, two = both
+    folder, _, two, _ = both
     (folder / "two" / "loss.json").unlink()
     train_child.train(folder / "two", whole=True)
     assert json.loads((folder / "two" / "loss.json").read_text()) == pytest.approx(two)
+
+
+def test_no_thread_of_the_group_outlives_it(both):
+    # One that does aborts its process now and then, while the interpreter ends.
+    lines = [line for line in both[-1].splitlines() if line.startswith("threads:")]
+    assert len(lines) == 2
+    assert not [line for line in lines if "gloo" in line]
