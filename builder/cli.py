@@ -69,9 +69,9 @@ def _run(words: list[str]) -> int:
 
 def _run_project(arguments: argparse.Namespace, words: list[str]) -> int:
     from builder.runlog import RunLog
-    from builder.training import Compute, joined_ranks
+    from builder.training import Compute, joined_ranks, started_processes
 
-    if arguments.verb != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if arguments.verb != "train" and started_processes() > 1:
         raise UsageError(f"{arguments.verb} runs in one process", hint="start only train with torchrun")
     device, precision = getattr(arguments, "device", "cpu"), getattr(arguments, "precision", "fp32")
     with _locked(arguments.verb), joined_ranks(device) as ranks:

@@ -43,6 +43,7 @@ def add_verbs(verbs: Any) -> None:
     parsers["elastify"].add_argument(
         "--report", nargs="?", const="text", choices=("text", "json"), help="print what each unit got, and why not more"
     )
+    _add_offer(parsers["elastify"])
     _add_training(parsers["train"])
     parsers["export"].add_argument(
         "--name", metavar="NAME", help="of the bundle, for people (default: the work folder's)"
@@ -67,6 +68,17 @@ def _add_project(parser: argparse.ArgumentParser, *, begins: bool) -> None:
                        "(default: the data's own)")  # fmt: skip
     group.add_argument("--mean", type=_channels, metavar="R,G,B", help="of pixels in [0, 1] (default: ImageNet's)")
     group.add_argument("--std", type=_channels, metavar="R,G,B", help="of pixels in [0, 1] (default: ImageNet's)")
+
+
+def _add_offer(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what each unit is offered")
+    group.add_argument("--widths", type=_ratios, metavar="R,R,...", help="shares of the inner channels that narrower "
+                       "copies keep, in (0, 1) (default: 0.5,0.25)")  # fmt: skip
+    group.add_argument("--window", type=_window, metavar="N", help="most units that one merged alternative replaces, "
+                       "1 for none (default: 3)")  # fmt: skip
+    group.add_argument("--no-skip", dest="skip", action="store_false", default=None, help="never leave a unit out")
+    group.add_argument("--storage-ratio", type=_storage, metavar="X", help="most bytes of the supernet as a multiple "
+                       "of the network's (default: 2)")  # fmt: skip
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -116,6 +128,7 @@ def _open(arguments: argparse.Namespace, log: RunLog) -> Project:
         "mean": arguments.mean,
         "std": arguments.std,
         "seed": arguments.seed,
+        **{name: getattr(arguments, name, None) for name in ("widths", "window", "skip", "storage_ratio")},
     }
     given = {name: value for name, value in given.items() if value is not None}
     if (settings := kept_settings(arguments.work, given)) is not None:
@@ -162,6 +175,30 @@ def _channels(text: str) -> tuple[float, float, float]:
     return first, second, third
 
 
+def _ratios(text: str) -> tuple[float, ...]:
+    ratios = tuple(_number(part) for part in text.split(","))
+    if not all(0 < ratio < 1 for ratio in ratios) or len(set(ratios)) < len(ratios):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different shares in (0, 1), e.g. 0.5,0.25")
+    return ratios
+
+
+def _window(text: str) -> int:
+    return _whole(text, "units", 1, 4)
+
+
+def _storage(text: str) -> float:
+    if not 1 < (ratio := _number(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a multiple above 1, to 100")
+    return ratio
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def _whole(text: str, what: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9 and low <= int(text) <= high):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} from {low} to {high}")
@@ -177,10 +214,6 @@ def _batch(text: str) -> int:
 
 
 def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not 0 < minutes <= 100_000:
+    if not 0 < (minutes := _number(text)) <= 100_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of minutes above 0")
     return minutes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -78,7 +79,8 @@ def _on_path(folder: Path) -> None:
 
 def _called(call: Callable[[], object], what: str) -> object:
     try:
-        return call()
+        with contextlib.redirect_stdout(sys.stderr):  # what a command prints is for the next program
+            return call()
     except Exception as error:  # the user's code may raise whatever it likes
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}:{last.lineno}"

@@ -34,7 +34,7 @@ LOCAL_SHARE = 0.25
 
 DEFAULT_BATCH, DEFAULT_AUGMENT = 32, "mild"
 LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
-PROBE_STEPS = 4
+PROBE_STEPS = 6
 
 _NAMED = ("batch_size", "augment", "labels", "latency")
 """Fields of `TrainSettings` that the user names as they are."""
@@ -195,6 +195,6 @@ class _Timed:
             yield batch
 
     def step_s(self) -> float:
-        """The median time between two batches, the first step left out."""
-        times = self._asked_at[-PROBE_STEPS:]
+        """The median time between two batches, the first step left out: it is the slowest."""
+        times = self._asked_at[1 - PROBE_STEPS :]
         return statistics.median(later - sooner for sooner, later in pairwise(times))

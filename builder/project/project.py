@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from builder import checkpoint
 from builder.data import DataFolder, open_data
-from builder.elastify import ElasticOptions, Supernet
+from builder.elastify import Supernet
 from builder.errors import BuildError
 from builder.export import BundleInfo
 from builder.project.factory import make_network
@@ -134,7 +134,7 @@ class Project:
     def supernet(self) -> Supernet:
         """The untrained supernet; the same every time."""
         images = spread(self.data.train, FIT_IMAGES)
-        return make_supernet(self.oracle, images, ElasticOptions(), self.settings.seed, self.log)
+        return make_supernet(self.oracle, images, self.settings.elastic_options(), self.settings.seed, self.log)
 
     @cached_property
     def held_out(self) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from builder.elastify import ElasticOptions
 from edge_runtime.bundle import Preprocessing
 from edge_runtime.errors import BundleError, StateError, UsageError
 
@@ -16,6 +17,7 @@ __all__ = ["KIND", "ProjectSettings", "file_digest", "kept_settings", "new_setti
 
 KIND = "project"
 _REQUIRED = ("model", "data", "input_size")
+_OFFERED = ElasticOptions()
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -44,6 +46,18 @@ class ProjectSettings:
     classes: tuple[str, ...] = ()
     """In the order of the logits; empty: the data's own names."""
 
+    widths: tuple[float, ...] = _OFFERED.widths
+    """Ratios of inner channels of the narrower copies, in (0, 1)."""
+
+    window: int = _OFFERED.window
+    """Most units that one merged alternative replaces, 1 to 4."""
+
+    skip: bool = _OFFERED.skip
+    """Whether units that keep their shape may be skipped."""
+
+    storage_ratio: float = _OFFERED.storage_ratio
+    """Most bytes of the supernet as a multiple of the network's, above 1."""
+
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -55,6 +69,7 @@ class ProjectSettings:
         if len(set(self.classes)) != len(self.classes):
             raise UsageError("a class name is given twice", hint="one name a line, in the order of the logits")
         self.preprocessing()
+        self.elastic_options()
 
     def preprocessing(self) -> Preprocessing:
         """How a frame becomes the network's input."""
@@ -63,6 +78,10 @@ class ProjectSettings:
             return Preprocessing(height=height, width=width, mean=self.mean, std=self.std)
         except BundleError as error:
             raise UsageError(error.message, hint="see --input-size, --mean and --std") from error
+
+    def elastic_options(self) -> ElasticOptions:
+        """What each unit is offered."""
+        return ElasticOptions(widths=self.widths, window=self.window, skip=self.skip, storage_ratio=self.storage_ratio)
 
 
 def kept_settings(work: Path, given: Mapping[str, Any]) -> ProjectSettings | None:

@@ -34,12 +34,12 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
     try:
         supernet = project.supernet
     except NothingElasticError as error:
-        print("\n".join(_report_lines(error.report, report)))
+        _write_report(error.report, project.work)
+        print("\n".join(_report_lines(error.report, report or "text")))
         raise
     project.claim()
     found = supernet.report()
-    write_atomically(project.work / "report.txt", f"{found.to_text()}\n".encode())
-    write_atomically(project.work / "report.json", json.dumps(found.to_json(), indent=1).encode())
+    _write_report(found, project.work)
     lines = _report_lines(found, report)
     if report == "json":
         return lines
@@ -52,6 +52,11 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
     alternatives = sum(group.size - 1 for group in supernet.space.groups)
     lines.append(f"{len(supernet.units)} units with {alternatives} alternatives: {supernet.space.size():.3g} subnets")
     return [*lines, f"next: nnf-build train --work {project.work}"]
+
+
+def _write_report(report: ElastifyReport, work: Path) -> None:
+    write_atomically(work / "report.txt", f"{report.to_text()}\n".encode())
+    write_atomically(work / "report.json", json.dumps(report.to_json(), indent=1).encode())
 
 
 def _report_lines(report: ElastifyReport, form: str | None) -> list[str]:

@@ -17,8 +17,8 @@ __all__ = ["load_weights", "read_weights"]
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Keys under which training scripts put the state dict beside other things."""
 
-PREFIX = "module."
-"""What `DataParallel` puts in front of every name."""
+PREFIXES = ("module.", "_orig_mod.")
+"""What `DataParallel` and `torch.compile` put in front of every name."""
 
 SHOWN = 3
 
@@ -29,7 +29,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises `InputError` when it cannot be read or holds something else.
     """
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return _bare(read_safetensors(path))
     if not path.is_file():
         raise InputError(f"the weights {str(path)!r} do not exist", hint="give a .safetensors file or a state dict")
     try:
@@ -45,9 +45,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"{path} holds no state dict", hint="save model.state_dict() alone")
-    weights = {str(name): value for name, value in found.items()}
-    if all(name.startswith(PREFIX) for name in weights):
-        return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    return _bare({str(name): value for name, value in found.items()})
+
+
+def _bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes that all names have, in whichever order they were put there."""
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            return _bare({name.removeprefix(prefix): value for name, value in weights.items()})
     return weights
 
 

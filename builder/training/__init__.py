@@ -9,7 +9,7 @@ from builder.training.compute import Compute, Precision
 from builder.training.config import Batch, BatchSource, LoopConfig
 from builder.training.keeper import identity_of
 from builder.training.loop import run_loop
-from builder.training.ranks import Ranks, joined_ranks
+from builder.training.ranks import Ranks, joined_ranks, started_processes
 
 __all__ = [
     "Batch",
@@ -21,4 +21,5 @@ __all__ = [
     "identity_of",
     "joined_ranks",
     "run_loop",
+    "started_processes",
 ]

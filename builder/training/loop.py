@@ -126,6 +126,8 @@ class _Loop:
                 state.put(kept)
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
                 raise self.keeper.foreign(str(error).partition("\n")[0]) from error
+            if compute.precision not in ("auto", state.precision):
+                raise self.keeper.foreign(f"it was begun in {state.precision}, and {compute.precision} is asked for")
             return
         precision = compute.settled()
         state.use(precision or "fp32")

@@ -18,7 +18,7 @@ from torch import Tensor, distributed, nn
 
 from edge_runtime.errors import BackendError, UsageError
 
-__all__ = ["Ranks", "joined_ranks"]
+__all__ = ["Ranks", "joined_ranks", "started_processes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,34 @@ class Ranks:
         return held[0]
 
 
+def started_processes() -> int:
+    """How many processes torchrun started, 1 without it. Raises `UsageError` where its variable is no such number."""
+    return _variable("WORLD_SIZE", 1)
+
+
+def _variable(name: str, least: int) -> int:
+    text = os.environ.get(name, str(least))
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise UsageError(
+            f"the environment variable {name} is {text!r}, not a number from {least} on",
+            hint="torchrun sets it; without torchrun, unset it",
+        )
+    return int(text)
+
+
+def _take_card(device: str, world: int) -> None:
+    """Make the card of this rank's number on its machine the current one."""
+    if device != "cuda":
+        raise UsageError(f"{device} is one card for {world} processes", hint="say cuda: each process takes its own")
+    number, cards = _variable("LOCAL_RANK", 0), torch.cuda.device_count()
+    if number >= cards:
+        raise BackendError(
+            f"process {number} of this machine finds {cards} CUDA devices",
+            hint="start no more processes on a machine than it has cards, or leave --device out",
+        )
+    torch.cuda.set_device(number)
+
+
 def _device() -> str:
     """Where the exchanged tensors have to lie."""
     return "cuda" if distributed.get_backend() == "nccl" else "cpu"
@@ -90,19 +118,23 @@ def _average(tensors: list[Tensor], world: int) -> None:
 def joined_ranks(device: str = "cpu") -> Iterator[Ranks]:
     """Join the processes that torchrun started (nccl on CUDA, gloo else); one rank alone where it did not.
 
+    Args:
+        device: as torch names it; of several ranks on CUDA each takes the card of its number on its machine.
+
     Raises:
-        BackendError: the other processes cannot be reached.
+        BackendError: the other processes cannot be reached, or there is no card for this one.
+        UsageError: one card is named for several ranks, or torchrun's variables are damaged.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = started_processes()
     if world == 1:
         yield Ranks()
         return
     # Optimizers import it. When it comes after the group, it keeps the group, whose threads then abort the process as
     # the interpreter ends, about one time in ten.
     importlib.import_module("torch._dynamo")
+    if device.startswith("cuda"):
+        _take_card(device, world)
     try:
-        if device.startswith("cuda"):
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     except (RuntimeError, ValueError) as error:
         raise BackendError(

@@ -40,6 +40,7 @@ class Unit(nn.Module):
 
 
 def network():
+    print("building")
     stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU())
     return nn.Sequential(stem, Unit(), Unit(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
 
@@ -63,6 +64,10 @@ def detector():
 
 def choosy():
     return nn.Linear(7, 2)
+
+
+def linear():
+    return nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
 """
 
 
@@ -117,6 +122,47 @@ def test_from_weights_to_a_bundle(place, capsys):
     assert str(place) not in json.dumps(bundle.manifest.provenance.command + bundle.manifest.provenance.data)
     assert {"mine.nnf", "check"} <= set(capsys.readouterr().out.replace(":", " ").split())
     assert len(events(place, "paths.epoch")) == 2
+
+
+def test_what_a_network_prints_does_not_mix_with_the_report(place, capsys):
+    build(*BEGIN, "--report", "json")
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["units"]
+    assert "building" in printed.err
+
+
+def test_a_network_with_nothing_to_elastify_gets_a_report(place, capsys):
+    build(*BEGIN[:1], "--model", "model.py:linear", *BEGIN[5:], code=2)
+    printed = capsys.readouterr()
+    assert "elastic: 0.0%" in printed.out
+    assert "no unit of this network can be made elastic" in printed.err
+    assert (place / "w" / "report.txt").read_text() == printed.out
+    assert json.loads((place / "w" / "report.json").read_text())["elastic_macs"] == 0
+
+
+def test_the_user_says_what_units_are_offered(place):
+    build(*BEGIN, "--widths", "0.5", "--window", "1", "--no-skip", "--storage-ratio", "3")
+    report = json.loads((place / "w" / "report.json").read_text())
+    assert {label for unit in report["units"] for label in unit["alternatives"]} == {"narrow50"}
+    build("train", "--epochs", "1")
+    build("elastify", "--widths", "0.25", code=74)
+
+
+@pytest.mark.parametrize(
+    "words", [("--widths", "1"), ("--widths", "0.5,0.5"), ("--widths", "a"), ("--window", "0"), ("--storage-ratio", "1")]
+)
+def test_offers_that_cannot_be_meant_are_refused(place, words):
+    build(*BEGIN, *words, code=2)
+    assert not (place / "w").exists()
+
+
+def test_training_goes_on_in_the_precision_that_it_began_in(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1", "--precision", "bf16")
+    capsys.readouterr()
+    build("train", "--precision", "fp32", code=74)
+    assert "begun in bf16" in capsys.readouterr().err
+    build("train")
 
 
 def test_a_second_call_trains_nothing_and_gives_the_same(place):
@@ -334,7 +380,7 @@ def test_customary_forms_of_weights_are_read(place, form):
     elif form == "wrapped":
         torch.save({"epoch": 3, "state_dict": state}, place / "v.pt")
     else:
-        torch.save({f"module.{name}": value for name, value in state.items()}, place / "v.pt")
+        torch.save({f"module._orig_mod.{name}": value for name, value in state.items()}, place / "v.pt")
     build(*changed(weights="v.safetensors" if form == "safetensors" else "v.pt"))
     kept = checkpoint.load(place / "w" / "oracle.pt")
     assert all(torch.equal(value, kept[name]) for name, value in state.items())

@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from builder import checkpoint
+from builder.training import joined_ranks
+from edge_runtime.errors import BackendError, UsageError
 from tests.builder import train_child
 
 pytestmark = pytest.mark.builder
@@ -67,3 +69,19 @@ def test_no_thread_of_the_group_outlives_it(both):
     lines = [line for line in both[-1].splitlines() if line.startswith("threads:")]
     assert len(lines) == 2
     assert not [line for line in lines if "gloo" in line]
+
+
+@pytest.mark.parametrize(
+    ("device", "variables", "error", "said"),
+    [
+        ("cpu", {"WORLD_SIZE": ""}, UsageError, "WORLD_SIZE is ''"),
+        ("cuda:1", {"WORLD_SIZE": "2"}, UsageError, "one card for 2 processes"),
+        ("cuda", {"WORLD_SIZE": "99", "LOCAL_RANK": "98"}, BackendError, "process 98 of this machine"),
+        ("cpu", {"WORLD_SIZE": "2"}, BackendError, "cannot join"),
+    ],
+)
+def test_what_torchrun_did_not_set_or_the_machine_does_not_have_is_said(monkeypatch, device, variables, error, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=said), joined_ranks(device):
+        pass

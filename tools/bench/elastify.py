@@ -5,7 +5,8 @@
 Tiny-ImageNet-100 and one MobileNetV2 oracle from ImageNet weights. Every arm trains for the same time from the same
 oracle, in a process of its own that can be killed and started again at any moment, and is scored by the same labelled
 search on images of its own. `all` runs what is missing; `oracle`, `train` and `score` are its steps. A file STOP in the
-work folder stops it within seconds, with its checkpoints kept. Progress is in log.jsonl and progress.json there.
+work folder stops it within seconds, with its checkpoints kept. Progress is in log.jsonl and the arms' progress.json.
+Arms may also be trained beside each other, each by `train` on a part of the cores: they make as many steps as alone.
 
 Latency is the median of one frame on one thread, over that of the oracle's static ONNX export in the same rounds. Only
 what is timed holds the machine's lock: training may go on beside other work. The last line is one JSON object.
@@ -29,9 +30,9 @@ from types import FrameType
 from typing import Any
 
 import common
-from elastify_arms import ARMS, FIGURES, Arm, train_arm
+from elastify_arms import ARMS, FIGURES, Arm, reference_of, train_arm
 from elastify_data import PIXELS, TinyImages, load_images
-from elastify_oracle import EPOCHS, RESULT, train_oracle
+from elastify_oracle import EPOCHS, RESULT, load_oracle, train_oracle
 from elastify_points import kept_points
 from elastify_report import report
 from elastify_score import FRACTIONS, Effort, oracle_right, score_arm
@@ -115,6 +116,7 @@ def _oracle(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     if not (work / RESULT).exists():
         with RunLog(work / "log.jsonl") as log:
             train_oracle(arguments.data, _images(arguments), work, log, seed=SEED, epochs=scale.oracle_epochs)
+    reference_of(load_oracle(work), work).unit_s()  # here, as this step has all cores
     return {"oracle": json.loads((work / "oracle.json").read_text(encoding="utf-8"))}
 
 

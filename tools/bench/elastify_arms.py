@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from elastify_data import AUGMENTATION, SPEC, TinyImages
+from elastify_data import AUGMENTATION, PIXELS, SPEC, TinyImages
 from elastify_oracle import GRAPH, load_oracle
 from elastify_pace import Followed, Reference, Stage, alone, settled_steps, spending, spent_seconds
 from elastify_recipes import adaptivenet_stages, naive_stages, our_stages, purpose_stages
@@ -38,7 +38,7 @@ from edge_runtime.gates import GateGroup, GateSpace
 from edge_runtime.measure import Candidate, measure_candidates, random_inputs
 from edge_runtime.search import covering_vectors
 
-__all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "Arm", "latency_ratio", "train_arm"]
+__all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "Arm", "latency_ratio", "reference_of", "train_arm"]
 
 BUNDLE, PLAIN, FIGURES = "model.nnf", "net.onnx", "arm.json"
 PARITY_IMAGES, PARITY_TOLERANCE = 32, 1e-3
@@ -96,7 +96,7 @@ def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, *, minutes:
     if (folder / FIGURES).exists():
         return
     oracle, fit_images = load_oracle(work), spread(images.train, FIT_IMAGES)
-    reference = Reference(oracle, (BATCH, *fit_images.shape[1:]), work / "reference.json")
+    reference = reference_of(oracle, work)
     train = images.train if arm.name != "ours-unlabelled" else dataclasses.replace(images.train, labels=None)
     run = _Run(arm, folder, log, minutes, reference, train)
     with log.step(arm.folder), spending(folder / "spent.json"):
@@ -107,6 +107,11 @@ def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, *, minutes:
     figures |= {"arm": arm.name, "about": ARMS[arm.name], "seed": arm.seed, "minutes": minutes, "batch_size": BATCH}
     figures["process_s"] = spent_seconds(folder / "spent.json")
     write_atomically(folder / FIGURES, json.dumps(figures, indent=1).encode())
+
+
+def reference_of(oracle: nn.Module, work: Path) -> Reference:
+    """The unit of time of all arms of a work folder."""
+    return Reference(oracle, (BATCH, 3, PIXELS, PIXELS), work / "reference.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +187,7 @@ class _Run:
             with self.log.step(f"{self.arm.folder}.{stage.name}") as said:
                 said["steps"] = steps[stage.name]
                 about = {"arm": self.arm.folder, "stage": stage.name}
-                followed = Followed(source, about, steps[stage.name], len(source), self.folder.parent / "progress.json")
+                followed = Followed(source, about, steps[stage.name], len(source), self.folder / "progress.json")
                 loss = stage.train(steps[stage.name], followed, self.folder / f"{stage.name}.pt", self.log)
                 said["loss"] = figures["losses"][stage.name] = loss
         return figures

@@ -41,6 +41,9 @@ __all__ = ["FRACTIONS", "Effort", "oracle_right", "score_arm"]
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 BATCH = 50
+SEARCH_IMAGES = 500
+"""As many labelled images as AdaptiveNet's own search has."""
+
 CORRECTIONS, CLOSE = 3, 0.98
 FINALISTS, MOST_GROUPS = 4, 6
 """Subnets that are timed together, and how often as many more are, until one is within the share."""
@@ -132,7 +135,7 @@ class _Scorer:
     def _evaluator(self) -> Evaluator:
         order = list(range(len(self._images.search)))
         random.Random(self._seed).shuffle(order)
-        chosen = self._images.search.take(order)
+        chosen = self._images.search.take(order[:SEARCH_IMAGES])
         preprocessing = self._bundle.manifest.preprocessing
         return Evaluator(
             self._plain, self._space.default, chosen.images, preprocessing, labels=chosen.labels, batch_size=BATCH
