@@ -1,98 +1,23 @@
 """Quality of a subnet on local data: accuracy where there are labels, soft agreement with the full subnet elsewhere.
 
-Soft agreement of a subnet s on an image x is ``min(1, <p_s(x), p_full(x)> / <p_full(x), p_full(x)>)`` with p the class
-probabilities: 1 where s answers as surely as the full subnet does, 0 where it answers something else; on images on
-which the full subnet is itself unsure, disagreement costs little. It needs no labels and cannot be raised by mere
-confidence. Both qualities are means of one value in [0, 1] per image, so two subnets are always compared in pairs, on
-the same images. Results are kept, and a subnet is run on further images only when they are asked for.
+Both are means of one value in [0, 1] per image (`edge_runtime.quality`), so two subnets are always compared in pairs,
+on the same images. Results are kept, and a subnet is run on further images only when they are asked for.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.backends.base import Array, Session
+from edge_runtime.backends.base import Session
 from edge_runtime.bundle import Preprocessing
 from edge_runtime.errors import BackendError, InputError
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame, check_labels, normalise
 from edge_runtime.objectives import Score
+from edge_runtime.quality import Comparison, Values, agreement, correctness, probabilities, wilson_interval
 
-__all__ = ["Comparison", "Evaluator", "Values", "probabilities", "wilson_interval"]
-
-Values = npt.NDArray[np.float64]
-
-Z_95 = 1.959964
-"""Standard normal quantile of a two-sided 95 % interval."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Quality of one subnet minus that of another on the same images, with a 95 % interval."""
-
-    difference: float
-    """Mean difference of quality, in [-1, 1]."""
-
-    low: float
-    """Lower end of the interval; above 0 the first subnet is significantly better."""
-
-    high: float
-    """Upper end of the interval; below 0 the second subnet is significantly better."""
-
-    samples: int
-    """Images that both were run on."""
-
-    @property
-    def better(self) -> bool:
-        """Whether the first subnet is significantly better."""
-        return self.low > 0
-
-    @classmethod
-    def of(cls, first: Values, second: Values) -> Comparison:
-        """Compare paired values; two opposite pseudo-pairs keep few differing images from looking certain.
-
-        They are those of Agresti and Min, "Simple improved confidence intervals for comparing matched proportions"
-        (2005), scaled to the largest difference seen, so that the same form serves fractions: 5 images against 0 are
-        not significant, 6 are, as by the exact sign test.
-        """
-        count = min(len(first), len(second))
-        if count < 2:
-            return cls(0.0, -1.0, 1.0, count)
-        delta = first[:count] - second[:count]
-        largest = float(np.abs(delta).max())
-        padded = np.concatenate([delta, [largest, -largest]])
-        centre = float(padded.mean())
-        margin = Z_95 * math.sqrt(float(padded.var()) / len(padded))
-        return cls(float(delta.mean()), centre - margin, centre + margin, count)
-
-
-def wilson_interval(mean: float, samples: int) -> tuple[float, float]:
-    """Wilson's 95 % score interval of a mean of values in [0, 1].
-
-    For accuracies it is the usual one; for fractions it is conservative: their variance is at most mean * (1 - mean).
-    """
-    if samples < 1:
-        return 0.0, 1.0
-    squared = Z_95 * Z_95
-    centre = (mean + squared / (2 * samples)) / (1 + squared / samples)
-    spread = mean * (1 - mean) / samples + squared / (4 * samples * samples)
-    margin = Z_95 / (1 + squared / samples) * math.sqrt(max(spread, 0.0))
-    return max(0.0, min(mean, centre - margin)), min(1.0, max(mean, centre + margin))
-
-
-def probabilities(logits: Array) -> Values:
-    """Softmax over the last axis in float64; a row that is not finite becomes all zero, which agrees with nothing."""
-    rows = np.asarray(logits, np.float64)
-    bad = np.asarray(~np.isfinite(rows).all(axis=-1))
-    rows = np.where(bad[..., None], 0.0, rows)
-    powers = np.exp(rows - rows.max(axis=-1, keepdims=True))
-    shares: Values = powers / powers.sum(axis=-1, keepdims=True)
-    shares[bad] = 0.0
-    return shares
+__all__ = ["Evaluator"]
 
 
 class Evaluator:
@@ -204,10 +129,5 @@ class Evaluator:
 
     def _value(self, shares: Values, start: int, stop: int) -> Values:
         if self._labels is not None:
-            answered = shares.sum(axis=1) > 0
-            return np.asarray((shares.argmax(axis=1) == self._labels[start:stop]) & answered, np.float64)
-        reference = np.concatenate(self._reference)[start:stop]
-        norms = np.einsum("nk,nk->n", reference, reference)
-        overlap = np.einsum("nk,nk->n", shares, reference)
-        agreement: Values = np.minimum(1.0, np.divide(overlap, norms, out=np.zeros_like(overlap), where=norms > 0))
-        return agreement
+            return correctness(shares, self._labels[start:stop])
+        return agreement(shares, np.concatenate(self._reference)[start:stop])

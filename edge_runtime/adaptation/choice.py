@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from edge_runtime.adaptation.status import Candidate
-from edge_runtime.evaluate import Comparison
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import MIB, Budget, Score
+from edge_runtime.quality import Comparison
 
 __all__ = ["INDIFFERENCE", "Choice", "choose"]
 

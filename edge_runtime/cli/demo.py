@@ -212,8 +212,8 @@ def _row(show: _Show, score: Score, status: AdaptStatus) -> FrontierRow:
 
 def _accuracy(show: _Show, gates: Gates) -> Accuracy:
     """Share of the held images that one subnet answers rightly."""
-    from edge_runtime.evaluate import wilson_interval
     from edge_runtime.inputs import preprocess_all
+    from edge_runtime.quality import wilson_interval
 
     right = 0
     for start in range(0, len(show.held), _BATCH):

@@ -149,7 +149,8 @@ def test_the_user_says_what_units_are_offered(place):
 
 
 @pytest.mark.parametrize(
-    "words", [("--widths", "1"), ("--widths", "0.5,0.5"), ("--widths", "a"), ("--window", "0"), ("--storage-ratio", "1")]
+    "words",
+    [("--widths", "1"), ("--widths", "0.5,0.5"), ("--widths", "a"), ("--window", "0"), ("--storage-ratio", "1")],
 )
 def test_offers_that_cannot_be_meant_are_refused(place, words):
     build(*BEGIN, *words, code=2)

@@ -14,11 +14,12 @@ from edge_runtime.adaptation.background import BackgroundJob
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
 from edge_runtime.errors import BackendError, BudgetError, EdgeError, UsageError
-from edge_runtime.evaluate import Comparison, Evaluator
+from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import normalise
 from edge_runtime.objectives import RUNS_NEEDED, Budget, Frontier, Score
 from edge_runtime.policy import AdaptationPolicy
+from edge_runtime.quality import Comparison
 from edge_runtime.state import StateDir
 from tests.support.scripted import (
     COST,

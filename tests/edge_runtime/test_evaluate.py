@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from edge_runtime.backends import Session, open_session
 from edge_runtime.errors import BackendError, InputError
-from edge_runtime.evaluate import Comparison, Evaluator, probabilities, wilson_interval
+from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import preprocess_all
+from edge_runtime.quality import Comparison, probabilities, wilson_interval
 from tests.support.tiny import SPACE, tiny_bundle, tiny_reference
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 3), dtype=np.uint8)

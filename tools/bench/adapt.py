@@ -30,10 +30,11 @@ from edge_runtime.adaptation import Candidate
 from edge_runtime.backends import Session, SessionOptions, runtime_versions
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
-from edge_runtime.evaluate import Comparison, Evaluator, Values
+from edge_runtime.evaluate import Evaluator
 from edge_runtime.inputs import Frame, load_npz
 from edge_runtime.measure import measure, random_inputs
 from edge_runtime.model.compile import open_quickest
+from edge_runtime.quality import Comparison, Values
 from edge_runtime.state import StateDir
 
 IMAGES = 256

@@ -34,10 +34,10 @@ from edge_runtime.adaptation import AdaptStatus
 from edge_runtime.backends import Session, SessionOptions, open_static, runtime_versions
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BudgetError, InputError
-from edge_runtime.evaluate import Comparison
 from edge_runtime.inputs import preprocess_all
 from edge_runtime.measure import Candidate, measure_candidates, random_inputs
 from edge_runtime.model.compile import open_quickest
+from edge_runtime.quality import Comparison
 from edge_runtime.state import StateDir
 
 FRACTIONS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)

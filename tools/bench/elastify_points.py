@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from builder.files import write_atomically
-from edge_runtime.evaluate import Values
+from edge_runtime.quality import Values
 
 __all__ = ["is_kept", "keep", "kept_points", "kept_right"]
 

@@ -16,7 +16,7 @@ from elastify_arms import ARMS, FIGURES, Arm
 from elastify_oracle import oracle_figures
 from elastify_points import kept_points, kept_right
 
-from edge_runtime.evaluate import Comparison, Values
+from edge_runtime.quality import Comparison, Values
 
 __all__ = ["report"]
 

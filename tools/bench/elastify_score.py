@@ -29,11 +29,12 @@ from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends import Session, SessionOptions, open_session, open_static, runtime_versions
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BudgetError
-from edge_runtime.evaluate import Evaluator, Values
+from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.measure import Candidate, calibrate, measure_candidates, random_inputs
 from edge_runtime.model.compile import open_quickest
 from edge_runtime.objectives import Score
+from edge_runtime.quality import Values
 from edge_runtime.search import EvolutionSearch, near_budget_seeds
 from edge_runtime.state import StateDir
 
