@@ -28,6 +28,7 @@ __all__ = [
     "nuclear_norm",
     "overlap",
     "probabilities",
+    "shrunken",
     "teacher",
     "wilson_interval",
 ]
@@ -37,6 +38,9 @@ Labels = npt.NDArray[np.int64]
 
 Z_95 = 1.959964
 """Standard normal quantile of a two-sided 95 % interval."""
+
+LEAST_SUBNETS = 8
+"""Subnets beyond the number of covariates from which a line through them is believed."""
 
 MIN_LABELS = 16
 """Labels from which a correlation with them is believed."""
@@ -203,3 +207,34 @@ def _gain(correct: Values, proxy: Values, proxy_unlabelled: Values) -> float:
         return 0.0
     covariance = np.cov(correct, proxy)[0, 1]
     return float(covariance / (spread * (1 + count / others)))
+
+
+def shrunken(values: Values, covariates: Values) -> Values:
+    """Means of many subnets' values, drawn towards what covariates say of them.
+
+    A line through all means predicts each from its covariates (the bundle's prior, an agreement). What the means differ
+    from it by beyond their sampling noise is the subnets' own; each keeps that share of its difference. The noise is
+    that of differences between subnets, as all saw the same images. (Empirical Bayes: Morris 1983, "Parametric
+    empirical Bayes inference"; Fay and Herriot 1979.)
+
+    Args:
+        values: one row per subnet on the same images, [S, n].
+        covariates: of each subnet, any scale, [S, m].
+
+    Returns:
+        [S]; the plain means where there are too few subnets or images to tell.
+    """
+    means: Values = values.mean(axis=1)
+    subnets, count = values.shape
+    spread = covariates.std(axis=0)
+    scaled = (covariates - covariates.mean(axis=0))[:, spread > 0] / spread[spread > 0]
+    design = np.column_stack([np.ones(subnets), scaled])
+    if subnets < LEAST_SUBNETS + design.shape[1] or count < 2:
+        return means
+    predicted = design @ np.linalg.lstsq(design, means, rcond=None)[0]
+    noise = (values - values.mean(axis=0)).var(axis=1, ddof=1) / count
+    left = ((means - predicted) ** 2).sum() / (subnets - design.shape[1])
+    own = max(0.0, float(left - noise.mean()))
+    kept = np.divide(own, own + noise, out=np.ones_like(noise), where=own + noise > 0)
+    found: Values = predicted + kept * (means - predicted)
+    return found

@@ -20,7 +20,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,8 @@ def _shift(answers: Answers, draw: Draw, draws: int, rng: np.random.Generator) -
         sample, truth = _drawn(answers, draw(rng), rng)
         groups = list(_groups(answers))
         for name, objective in OBJECTIVES.items():
-            scores = objective(sample)
-            found[name].append(np.mean([_figures(scores[group], truth[group]) for group in groups], axis=0))
+            rows = [_figures(objective(_only(sample, group)), truth[group]) for group in groups]
+            found[name].append(np.mean(rows, axis=0))
     return {name: _summary(np.stack(rows)) for name, rows in found.items()}
 
 
@@ -157,7 +157,12 @@ def _drawn(answers: Answers, weights: Weights, rng: np.random.Generator) -> tupl
     chosen = rng.choice(own, IMAGES, replace=not enough, p=shares)
     right = answers.shares[:, other].argmax(axis=2) == answers.labels[other]
     truth: Values = right @ (weights[other] / weights[other].sum())
-    return Sample(answers.shares[:, chosen].astype(np.float64), answers.labels[chosen], answers.damage), truth
+    seen = answers.shares[:, chosen].astype(np.float64)
+    return Sample(seen, seen[0], answers.labels[chosen], answers.damage), truth
+
+
+def _only(sample: Sample, subnets: npt.NDArray[np.int64]) -> Sample:
+    return replace(sample, shares=sample.shares[subnets], damage=sample.damage[subnets])
 
 
 def _groups(answers: Answers) -> Iterator[npt.NDArray[np.int64]]:

@@ -18,6 +18,7 @@ from edge_runtime.quality import (
     few_labels,
     nuclear_norm,
     overlap,
+    shrunken,
     teacher,
 )
 
@@ -37,7 +38,10 @@ class Sample:
     """What a device has: answers of all subnets on its images. Labels are for the objectives that may see some."""
 
     shares: npt.NDArray[np.float64]
-    """Probabilities [S, n, K]; the full subnet is the first."""
+    """Probabilities of the subnets that are compared, [S, n, K]."""
+
+    full: Values
+    """Those of the full subnet, [n, K]."""
 
     labels: npt.NDArray[np.int64]
     """[n]."""
@@ -54,28 +58,27 @@ def _mean_of(values: Callable[[Values], Values]) -> Objective:
 
 
 def _agreement(sample: Sample) -> Values:
-    return np.array([agreement(own, sample.shares[0]).mean() for own in sample.shares])
+    return np.array([agreement(own, sample.full).mean() for own in sample.shares])
 
 
 def _same_answer(sample: Sample) -> Values:
-    answers = sample.shares.argmax(axis=2)
-    found: Values = (answers == answers[0]).mean(axis=1)
+    found: Values = (sample.shares.argmax(axis=2) == sample.full.argmax(axis=1)).mean(axis=1)
     return found
 
 
 def _overlap(sample: Sample) -> Values:
-    return np.array([overlap(own, sample.shares[0]).mean() for own in sample.shares])
+    return np.array([overlap(own, sample.full).mean() for own in sample.shares])
 
 
 def _ensemble(sample: Sample) -> Values:
     """The teacher's probabilities: the full subnet with those that agree with it the most."""
-    best = np.argsort(-_agreement(sample))[: MEMBERS + 1]
-    return teacher([sample.shares[0], *(sample.shares[index] for index in best if index)])
+    best = np.argsort(-_agreement(sample))[:MEMBERS]
+    return teacher([sample.full, *sample.shares[best]])
 
 
 def _crowd(sample: Sample) -> Values:
     """The mean of all subnets, the full one with the weight of a half."""
-    return teacher([sample.shares[0], teacher(list(sample.shares))])
+    return teacher([sample.full, teacher(list(sample.shares))])
 
 
 def _with(
@@ -98,7 +101,7 @@ def _dispersity(sample: Sample) -> Values:
 def _mixed(sample: Sample, *, guarded: bool) -> Values:
     agreed = _agreement(sample)
     classes = sample.shares.shape[2]
-    if guarded and effective_classes(sample.shares[0]) < SPREAD_CLASSES * classes:
+    if guarded and effective_classes(sample.full) < SPREAD_CLASSES * classes:
         return agreed
     return _standard(agreed) + DISPERSITY_WEIGHT * _standard(_dispersity(sample))
 
@@ -141,9 +144,30 @@ def _corrected(count: int | None, make: Callable[[Sample], Values], share: float
     return score
 
 
+def _shrunken(make: Callable[[Sample], Values]) -> Objective:
+    """Agreement, drawn towards what the prior says."""
+
+    def score(sample: Sample) -> Values:
+        reference = make(sample)
+        values = np.stack([agreement(own, reference) for own in sample.shares])
+        return shrunken(values, sample.damage[:, None])
+
+    return score
+
+
+def _shrunken_accuracy(count: int | None, make: Callable[[Sample], Values]) -> Objective:
+    """Accuracy on some labels, drawn towards what the prior and the agreement on all images say."""
+
+    def score(sample: Sample) -> Values:
+        values = np.stack([correctness(own[:count], sample.labels[:count]) for own in sample.shares])
+        agreed = _with(make, agreement)(sample)
+        return shrunken(values, np.column_stack([sample.damage, agreed]))
+
+    return score
+
+
 def _full(sample: Sample) -> Values:
-    found: Values = sample.shares[0]
-    return found
+    return sample.full
 
 
 OBJECTIVES: Mapping[str, Objective] = {
@@ -163,6 +187,8 @@ OBJECTIVES: Mapping[str, Objective] = {
     "agreement, ensemble + prior": lambda sample: (
         _standard(_with(_ensemble, agreement)(sample)) - _standard(sample.damage)
     ),
+    "agreement, shrunken": _shrunken(_full),
+    "agreement, ensemble, shrunken": _shrunken(_ensemble),
     "dispersity": _dispersity,
     "agreement + dispersity": lambda sample: _mixed(sample, guarded=False),
     "agreement + dispersity, guarded": lambda sample: _mixed(sample, guarded=True),
@@ -174,6 +200,8 @@ OBJECTIVES: Mapping[str, Objective] = {
     f"{MANY} labels, softly": _corrected(MANY, _full, 1.0),
     f"{FEW} labels + agreement": _estimated(_full),
     f"{FEW} labels + ensemble": _estimated(_ensemble),
+    f"{FEW} labels, shrunken": _shrunken_accuracy(FEW, _ensemble),
+    f"{MANY} labels, shrunken": _shrunken_accuracy(MANY, _ensemble),
     f"{MANY} labels": _accuracy(MANY),
     "all labels": _accuracy(None),
 }
