@@ -102,19 +102,23 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     images, labels = case.images(bundle, arguments.data, scale.images, arguments.seed)
     session = open_session(bundle, options)
     network = Network(session, images, bundle.manifest.preprocessing)
-    folder = arguments.work / f"{arguments.case}-{bundle.digest.removeprefix('sha256:')[:12]}"
+    # A table that was made in haste must not be that of a real run.
+    folder = arguments.work / f"{'quick-' * arguments.quick}{arguments.case}-{bundle.digest[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     alone = nullcontext() if arguments.quick else machine_lock("tools/bench/search.py")
     table, batched = latency_table(folder / "table.json", bundle, session, options, alone)
     kept = KeptClasses(network, folder / f"answers-{len(images)}-{arguments.seed}.sqlite")
     prior = AdditiveCost.damage(table.cost.space, bundle.manifest.prior)
     terms = Terms(table.cost, prior, 0.0, batched, network, kept, labels, len(bundle.manifest.task.class_names))
-    budgets = {}
+    budgets: dict[str, Any] = {}
     for fraction in arguments.fractions:
         limited = replace(terms, limit_ms=fraction * table.cost(table.cost.space.default))
+        if not limited.plan.feasible:
+            budgets[f"{fraction:g}"] = {"reachable": False}
+            continue
         draws = Draws(limited, scale.setting, folder / f"found-{fraction:g}.jsonl")
         draws.make(scale.draws, scale.rival_draws)
-        budgets[f"{fraction:g}"] = report(limited, draws)
+        budgets[f"{fraction:g}"] = {"reachable": True} | report(limited, draws)
     session.close()
     kept.close()
     return {
