@@ -159,13 +159,13 @@ class Draws:
     def _keep(self, name: str, draw: int, found: Any) -> None:
         line = json.dumps({"about": self._about, "search": name, "draw": draw, "found": found})
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write("\n" + line)  # first, as a stopped run may have left half a line
         self._read(line)
 
     def _read(self, line: str) -> None:
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:  # the run was stopped while it wrote this line
+        except json.JSONDecodeError:  # empty, or the run was stopped while it wrote this line
             return
         if entry["about"] == self._about:
             self.found.setdefault(entry["search"], {})[entry["draw"]] = entry["found"]
