@@ -308,6 +308,9 @@ def test_a_stopped_run_goes_on_and_reports_what_an_uninterrupted_one_does(terms,
     json.dumps(body, allow_nan=False)
     assert body["searches"]["AdaptiveNet"]["draws"] == 1
     assert body["searches"]["ours"]["draws"] == 2
+    assert body["searches"]["ours"]["behind_ours"] == 0
+    ours, other = (body["searches"][name] for name in ("ours", "random, 12"))
+    assert other["behind_ours"] == pytest.approx(100 * (ours["accuracy"] - other["accuracy"]), abs=0.02)
     first = {name: told[0] for name, told in draws.found.items() if name != REFERENCE}
     for line in map(json.loads, whole.strip().splitlines()):
         if line["draw"] == 0 and line["search"] in first:

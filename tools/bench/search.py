@@ -17,9 +17,13 @@ all draws, classes that subnets answered are kept in the work folder and used ag
 seconds are no wall-clock of this run. `evaluation_s` is the sum of what evaluations cost by the latency table times
 what an image of a batch takes, measured once; `own_s` is the search's own time. Both together are `seconds`.
 
+`equal_regret` says what a rival pays until its mean regret is no higher than ours (`ratio` is a lower bound where it
+never is: not `reached`); `plain` counts as ours does, `shared` lets the rival share prefixes. `behind_ours` is a paired
+difference with its 95 % margin, for where two regrets cannot be told apart.
+
 What was found is kept too, for as long as the code of the searches stays the same: a stopped run goes on. Draws are
 made one after the other, each for all searches. AdaptiveNet's search and NSGA-II take nearly all of the time;
---rival-draws gives them fewer. `prefix_saving` says what percentage of the blocks prefix reuse would save at best:
+--rival-draws gives them fewer, and two processes may each make one of --fractions. `prefix_saving` says what percentage of the blocks prefix reuse would save at best:
 among subnets that are asked for together, and in rounds, among all that run on the same images. The last line is one
 JSON object.
 """
