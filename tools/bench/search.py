@@ -23,9 +23,10 @@ difference with its 95 % margin, for where two regrets cannot be told apart.
 
 What was found is kept too, for as long as the code of the searches stays the same: a stopped run goes on. Draws are
 made one after the other, each for all searches. AdaptiveNet's search and NSGA-II take nearly all of the time;
---rival-draws gives them fewer, and two processes may each make one of --fractions. `prefix_saving` says what percentage of the blocks prefix reuse would save at best:
-among subnets that are asked for together, and in rounds, among all that run on the same images. The last line is one
-JSON object.
+--rival-draws gives them fewer, and once the table is made, two processes may each make one of --fractions.
+
+`prefix_saving` says what percentage of the blocks prefix reuse would save at best: among subnets that are asked for
+together, and in whole rounds, among all that run on the same images. The last line is one JSON object.
 """
 
 from __future__ import annotations
