@@ -8,6 +8,7 @@ this machine and stay there. Without labels, quality is agreement with the full 
 from __future__ import annotations
 
 import argparse
+import resource
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.cli.console import Console, Style
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, console: Console) -> int:
     """Search, wait, explain. Where no subnet meets the budget, the document says which is the fastest."""
     budget = _budget(arguments)
+    _leave_no_core()
     from edge_runtime.bundle import Bundle
     from edge_runtime.inputs import load_samples
     from edge_runtime.model import EdgeModel
@@ -73,6 +75,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         console.note(model.stats().state)
         _write(arguments, bundle.digest, status.to_json())
     return 0
+
+
+def _leave_no_core() -> None:
+    """A crash must not put the images into a core file."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def _write(arguments: argparse.Namespace, digest: str, outcome: dict[str, Any]) -> None:
