@@ -38,8 +38,8 @@ _JPEG_QUALITY = 95
 class Stages:
     """How long the alternatives are trained, and how much is shipped."""
 
-    local_epochs: int = 2
-    path_epochs: int = 6
+    local_epochs: int = 3
+    path_epochs: int = 12
     batch_size: int = 64
     """Larger than the oracle's: the many small operations of the alternatives cost time by the batch, not the image."""
     shipped: int = 400

@@ -35,7 +35,7 @@ class DemoSettings:
     conditions: tuple[str, ...] = CONDITIONS
     size: int = 64
     """Side of the images in pixels."""
-    epochs: int = 8
+    epochs: int = 12
     batch_size: int = 32
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
