@@ -16,6 +16,7 @@ import objectives_answers
 from objectives_answers import Answers, answers_of
 from objectives_kinds import OBJECTIVES, Sample
 
+from edge_runtime.additive import AdditiveCost
 from edge_runtime.bundle import Bundle
 from edge_runtime.quality import probabilities
 
@@ -77,10 +78,20 @@ def test_answers_are_run_once(tmp_path, monkeypatch):
     bundle = Bundle.read(ROOT / "edge_runtime" / "assets" / "demo.nnf")
     images = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)
     first = answers_of(bundle, images, np.zeros(6, np.int64), 12, tmp_path, 0)
-    assert len(first.latency) == len(first.damage) == len(first.shares) >= 12
+    assert len(first.latency) == len(first.damage) == len(first.shares) >= 6
     assert first.latency[0] == 1
     assert first.shares.sum(axis=2) == pytest.approx(np.ones(first.shares.shape[:2]), abs=0.01)
+    assert (first.latency <= 1).all()
     monkeypatch.setattr(objectives_answers, "calibrate", None)
     monkeypatch.setattr(objectives_answers, "probabilities", None)
     again = answers_of(bundle, images, np.zeros(6, np.int64), 12, tmp_path, 0)
     assert (again.shares == first.shares).all()
+
+
+def test_a_latency_that_no_subnet_reaches_is_left_out():
+    space = Bundle.read(ROOT / "edge_runtime" / "assets" / "demo.nnf").manifest.space
+    entries = tuple(tuple(float(group.size - value) for value in range(group.size)) for group in space.groups)
+    slow = AdditiveCost(space, 100.0, entries)  # all subnets take nearly as long
+    found = objectives_answers._subnets(slow, slow, 12, 0)
+    assert found[0] == space.default
+    assert all(slow(gates) > 0.7 * slow(space.default) for gates in found)

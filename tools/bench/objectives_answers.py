@@ -118,7 +118,7 @@ def _subnets(cost: AdditiveCost, damage: AdditiveCost, count: int, seed: int) ->
     found, share = {full: None}, -(-count // len(LEVELS))
     for level in LEVELS:
         plan, before = Plan(cost, damage, level * cost(full)), len(found)
-        for attempt in range(TRIES * share):
+        for attempt in range(TRIES * share if plan.feasible else 0):  # the lowest may be out of reach
             gates = plan.draw(rng, plan.scale * WARMEST * (attempt / (TRIES * share)) ** 2)
             if len(found) < before + share and plan.fits(gates):
                 found[gates] = None
