@@ -17,7 +17,6 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from builder.data.augment import Augmentation
 from builder.data.datasets import DatasetBatches, LoaderBatches
-from builder.data.folder import ImageFolder
 from builder.data.images import Pixels, normalised
 from builder.data.order import Ordered
 from builder.training import Batch, Ranks
@@ -102,8 +101,6 @@ class ImageBatches(Ordered):
                 rng = np.random.default_rng(self.seeds(epoch, number))
                 pixels = self._augmentation.apply(pixels, rng, of=self._size, part=self.part)
             labels = None if images.labels is None else torch.from_numpy(images.labels[chosen])
-            if isinstance(images, ImageFolder) and number + 1 < len(self):
-                images.expect(self.chosen(epoch, number + 1))
             yield normalised(pixels, images.mean, images.std), labels
 
 

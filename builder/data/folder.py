@@ -1,10 +1,8 @@
-"""A folder of image files, read shortly before they are needed and kept in memory while there is room."""
+"""A folder of image files, read when they are needed and kept in memory while there is room."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +19,6 @@ __all__ = ["ImageFolder"]
 
 CACHE_BYTES = 2**30
 """Decoded images are kept while all of them together take at most this."""
-
-READERS = min(8, os.cpu_count() or 1)
-"""Threads that decode; Pillow leaves the interpreter lock to others meanwhile."""
 
 UNREADABLE_SHARE = 0.05
 """Largest part of the images that may be unreadable; at least one may, but not all."""
@@ -46,8 +41,6 @@ class ImageFolder:
         self._stand_in: dict[int, int] = {}
         fits = len(self) * spec.height * spec.width * 3 <= CACHE_BYTES
         self._cache: dict[int, npt.NDArray[np.uint8]] | None = {} if fits else None
-        self._coming: dict[int, Future[npt.NDArray[np.uint8]]] = {}
-        self._readers: ThreadPoolExecutor | None = None
 
     def __len__(self) -> int:
         return len(self._listing.files)
@@ -65,22 +58,8 @@ class ImageFolder:
     def pixels(self, indices: Indices) -> Tensor:
         """The chosen images as float32 [n, 3, H, W] in [0, 1]. Raises `InputError` where too many cannot be read."""
         chosen = np.arange(len(self))[indices]
-        self.expect(chosen)
-        stacked = np.stack([self._coming[int(index)].result() for index in chosen])
+        stacked = np.stack([self._image(int(index)) for index in chosen])
         return torch.from_numpy(stacked).permute(0, 3, 1, 2).float().div_(255.0)
-
-    def expect(self, indices: Indices) -> None:
-        """Begin to read the images that are asked for next, beside whatever runs; what was expected before is dropped.
-
-        An image that cannot be read says so when it is asked for.
-        """
-        self._readers = self._readers or ThreadPoolExecutor(READERS, "nnf-build-read")
-        coming, self._coming = self._coming, {}
-        for index in map(int, np.arange(len(self))[indices]):
-            if index not in self._coming:
-                self._coming[index] = coming.pop(index, None) or self._readers.submit(self._image, index)
-        for dropped in coming.values():
-            dropped.cancel()
 
     def inputs(self, indices: Indices) -> Tensor:
         """The chosen images as the network takes them, float32 [n, 3, H, W]."""

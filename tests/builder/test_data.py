@@ -16,7 +16,6 @@ from builder.data import (
     open_data,
     source_of,
 )  # fmt: skip
-from builder.data import folder as folder_module
 from builder.training import Ranks
 from edge_runtime.bundle import Preprocessing
 from edge_runtime.errors import InputError, UsageError
@@ -244,27 +243,6 @@ def test_an_unreadable_image_is_skipped_and_counted(tmp_path):
     assert torch.equal(images.pixels(slice(2, 3)), images.pixels(slice(3, 4)))
     again = ImageFolder(list_folder(tmp_path), SPEC)
     assert flat(ImageBatches(again, 8, 0)(0, 1)) == batches[1:], "also for a run that goes on in the middle"
-
-
-def test_images_that_were_expected_are_the_same_and_read_once(tmp_path, monkeypatch):
-    folder(tmp_path, 24)
-    plain = ImageFolder(list_folder(tmp_path), SPEC).pixels(slice(None))
-    read, reader = [], folder_module.read_image
-    monkeypatch.setattr(folder_module, "read_image", lambda path, size: read.append(path) or reader(path, size))
-    monkeypatch.setattr(folder_module, "CACHE_BYTES", 0)
-    images = ImageFolder(list_folder(tmp_path), SPEC)
-    images.expect(np.arange(4))
-    images.expect(np.arange(2, 8))  # what is not asked for any more is forgotten
-    assert torch.equal(images.pixels(np.array([2, 7, 2, 20])), plain[[2, 7, 2, 20]])
-    assert read.count(list_folder(tmp_path).files[7]) == 1
-
-
-def test_an_image_that_was_expected_and_cannot_be_read_says_so_when_it_is_asked_for(tmp_path):
-    (tmp_path / "0.png").write_bytes(b"not an image")
-    images = ImageFolder(list_folder(tmp_path), SPEC)
-    images.expect(np.array([0]))
-    with pytest.raises(InputError, match="cannot be read"):
-        images.pixels(slice(None))
 
 
 def test_many_unreadable_images_are_one_error(tmp_path):
