@@ -51,7 +51,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefixes that all names have, in whichever order they were put there."""
     for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
+        if weights and all(name.startswith(prefix) for name in weights):
             return _bare({name.removeprefix(prefix): value for name, value in weights.items()})
     return weights
 
