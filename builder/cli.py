@@ -14,6 +14,7 @@ import contextlib
 import io
 import os
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ from edge_runtime.errors import UsageError
 if TYPE_CHECKING:
     from builder.recipes.common import Request
     from builder.runlog import RunLog
+    from builder.training import Compute
     from edge_runtime.bundle import Bundle
 
 __all__ = ["main"]
@@ -78,10 +80,23 @@ def _run_project(arguments: argparse.Namespace, words: list[str]) -> int:
         compute = Compute(device, precision, ranks=ranks)
         with RunLog(arguments.work / "log.jsonl") if ranks.first else RunLog(stream=io.StringIO()) as log:
             log.event("begin", {"command": shlex.join(["nnf-build", *words]), "processes": ranks.world})
-            lines = run_verb(arguments, log, compute)
+            lines = _lines(arguments, log, compute)
     for line in lines:
         print(line)
     return 0
+
+
+def _lines(arguments: argparse.Namespace, log: RunLog, compute: Compute) -> list[str]:
+    """What a verb has to print; what the user's own code prints meanwhile goes to stderr."""
+    from builder.elastify import NothingElasticError
+    from builder.project.verbs import report_lines
+
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return run_verb(arguments, log, compute)
+    except NothingElasticError as error:
+        print("\n".join(report_lines(error.report, arguments.report or "text")))
+        raise
 
 
 @contextlib.contextmanager

@@ -167,16 +167,17 @@ def nuclear_norm(shares: Values) -> float:
 
 def effective_classes(shares: Values) -> float:
     """``exp(H(mean of the rows))``, 1 to K: over how many classes the answers are spread."""
-    mean = shares.mean(axis=0)
-    mean = mean[mean > 0]
+    total = shares.sum(axis=0)
+    mean = total[total > 0] / max(float(total.sum()), 1e-300)
     return float(np.exp(-(mean * np.log(mean)).sum())) if len(mean) else 1.0
 
 
 def few_labels(correct: Values, proxy: Values, proxy_unlabelled: Values) -> tuple[float, float, float]:
-    """Accuracy from few labels and many unlabelled images: the estimate, and its 95 % interval in [0, 1].
+    """Accuracy from few labels and many unlabelled images: the estimate, and its 95 % interval.
 
     ``g mean_u(A) + mean_l(1[correct] - g A)`` with A the proxy and g chosen for the least variance
-    (PPI++: Angelopoulos et al. 2023, arXiv 2311.01453). A proxy that tells nothing gets g = 0: the labels alone.
+    (PPI++: Angelopoulos et al. 2023, arXiv 2311.01453). A proxy whose correlation with the labels is within a standard
+    error of nothing gets g = 0: the labels alone. With 20 labels the interval covers about 91 % instead of 95.
 
     Args:
         correct: 1.0 or 0.0 for each labelled image, at least two.
@@ -198,7 +199,7 @@ def few_labels(correct: Values, proxy: Values, proxy_unlabelled: Values) -> tupl
 
 
 def _gain(correct: Values, proxy: Values, proxy_unlabelled: Values) -> float:
-    """The weight of the proxy; 0 where its correlation with the labels is within what chance gives."""
+    """The weight of the proxy; 0 where its correlation with the labels is within its standard error."""
     count, others = len(correct), len(proxy_unlabelled)
     spread = np.concatenate([proxy, proxy_unlabelled]).var()
     if count < MIN_LABELS or not others or spread < 1e-12 or correct.std() < 1e-9 or proxy.std() < 1e-9:

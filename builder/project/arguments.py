@@ -73,7 +73,7 @@ def _add_project(parser: argparse.ArgumentParser, *, begins: bool) -> None:
 def _add_offer(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what each unit is offered")
     group.add_argument("--widths", type=_ratios, metavar="R,R,...", help="shares of the inner channels that narrower "
-                       "copies keep, in (0, 1) (default: 0.5,0.25)")  # fmt: skip
+                       "copies keep, 0.01 to 0.99 (default: 0.5,0.25)")  # fmt: skip
     group.add_argument("--window", type=_window, metavar="N", help="most units that one merged alternative replaces, "
                        "1 for none (default: 3)")  # fmt: skip
     group.add_argument("--no-skip", dest="skip", action="store_false", default=None, help="never leave a unit out")
@@ -177,8 +177,9 @@ def _channels(text: str) -> tuple[float, float, float]:
 
 def _ratios(text: str) -> tuple[float, ...]:
     ratios = tuple(_number(part) for part in text.split(","))
-    if not all(0 < ratio < 1 for ratio in ratios) or len(set(ratios)) < len(ratios):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different shares in (0, 1), e.g. 0.5,0.25")
+    percents = {round(100 * ratio) for ratio in ratios if 0 < ratio < 1}  # what alternatives are named by
+    if len(percents) < len(ratios) or not percents.isdisjoint({0, 100}):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different shares of 0.01 to 0.99, e.g. 0.5,0.25")
     return ratios
 
 

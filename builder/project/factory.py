@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
@@ -79,8 +78,7 @@ def _on_path(folder: Path) -> None:
 
 def _called(call: Callable[[], object], what: str) -> object:
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a command prints is for the next program
-            return call()
+        return call()
     except Exception as error:  # the user's code may raise whatever it likes
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{last.filename}:{last.lineno}"

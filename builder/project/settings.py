@@ -100,15 +100,20 @@ def kept_settings(work: Path, given: Mapping[str, Any]) -> ProjectSettings | Non
     for name, value in given.items():
         if getattr(kept, name) != value:
             raise StateError(
-                f"{work} was begun with another --{name.replace('_', '-')}",
+                f"{work} was begun with another {_option(name)}",
                 hint="choose another --work folder, or leave the option out to go on with this one",
             )
     return kept
 
 
+def _option(name: str) -> str:
+    """The option that sets a field."""
+    return "--no-skip" if name == "skip" else f"--{name.replace('_', '-')}"
+
+
 def new_settings(given: Mapping[str, Any]) -> ProjectSettings:
     """The settings of a new project. Raises `UsageError` where something is missing or cannot be meant."""
-    if missing := [f"--{name.replace('_', '-')}" for name in _REQUIRED if name not in given]:
+    if missing := [_option(name) for name in _REQUIRED if name not in given]:
         raise UsageError(f"a new project needs {', '.join(missing)}", hint="see nnf-build elastify --help")
     return ProjectSettings(**given)
 

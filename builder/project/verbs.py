@@ -22,7 +22,7 @@ from builder.training import Compute
 from edge_runtime.bundle import Bundle, write_bundle
 from edge_runtime.errors import BundleError, StateError
 
-__all__ = ["check", "elastify", "export", "pack", "train"]
+__all__ = ["check", "elastify", "export", "pack", "report_lines", "train"]
 
 EXPORT = "export"
 """Folder in the work folder with model.onnx, weights.bin and manifest.json: a bundle that is not packed yet."""
@@ -35,12 +35,11 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
         supernet = project.supernet
     except NothingElasticError as error:
         _write_report(error.report, project.work)
-        print("\n".join(_report_lines(error.report, report or "text")))
         raise
     project.claim()
     found = supernet.report()
     _write_report(found, project.work)
-    lines = _report_lines(found, report)
+    lines = report_lines(found, report)
     if report == "json":
         return lines
     lines.append(f"{len(data.train)} images to train on, {len(data.validation)} held out, {len(names)} classes")
@@ -59,7 +58,8 @@ def _write_report(report: ElastifyReport, work: Path) -> None:
     write_atomically(work / "report.json", json.dumps(report.to_json(), indent=1).encode())
 
 
-def _report_lines(report: ElastifyReport, form: str | None) -> list[str]:
+def report_lines(report: ElastifyReport, form: str | None) -> list[str]:
+    """What `--report` prints: nothing, a table (``text``) or ``json``."""
     if form is None:
         return []
     return [report.to_text() if form == "text" else json.dumps(report.to_json(), indent=1)]

@@ -29,7 +29,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises `InputError` when it cannot be read or holds something else.
     """
     if path.suffix == ".safetensors":
-        return _bare(read_safetensors(path))
+        return read_safetensors(path)
     if not path.is_file():
         raise InputError(f"the weights {str(path)!r} do not exist", hint="give a .safetensors file or a state dict")
     try:
@@ -45,14 +45,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found = found[key]
     if not isinstance(found, Mapping) or not found or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"{path} holds no state dict", hint="save model.state_dict() alone")
-    return _bare({str(name): value for name, value in found.items()})
+    return {str(name): value for name, value in found.items()}
 
 
-def _bare(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes that all names have, in whichever order they were put there."""
+def _bare(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Without the prefixes that all names have, as long as they are not the network's own names."""
     for prefix in PREFIXES:
-        if weights and all(name.startswith(prefix) for name in weights):
-            return _bare({name.removeprefix(prefix): value for name, value in weights.items()})
+        if weights and not weights.keys() & own.keys() and all(name.startswith(prefix) for name in weights):
+            return _bare({name.removeprefix(prefix): value for name, value in weights.items()}, own)
     return weights
 
 
@@ -63,6 +63,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path
     inference does not use it.)
     """
     own = network.state_dict()
+    weights = _bare(weights, own)
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(

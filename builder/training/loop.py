@@ -23,7 +23,7 @@ from builder.training.config import Batch, BatchSource, LoopConfig
 from builder.training.keeper import Keeper
 from builder.training.precision import faster_precision
 from builder.training.state import TrainingState
-from edge_runtime.errors import UsageError
+from edge_runtime.errors import StateError, UsageError
 
 __all__ = ["Backward", "Step", "run_loop"]
 
@@ -127,7 +127,10 @@ class _Loop:
             except (KeyError, RuntimeError, ValueError, TypeError) as error:
                 raise self.keeper.foreign(str(error).partition("\n")[0]) from error
             if compute.precision not in ("auto", state.precision):
-                raise self.keeper.foreign(f"it was begun in {state.precision}, and {compute.precision} is asked for")
+                raise StateError(
+                    f"the stage {self.name!r} was begun in {state.precision}, and {compute.precision} is asked for",
+                    hint="leave the precision out (auto) to go on, or delete the checkpoint to train the stage again",
+                )
             return
         precision = compute.settled()
         state.use(precision or "fp32")

@@ -78,9 +78,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _leave_no_core() -> None:
-    """A crash must not put the images into a core file."""
+    """A crash must not put the images into a core file.
+
+    Linux ignores a limit of 0 where cores are piped to a program, but not one of 1 byte, less than any core file has.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if hard == 0 else 1, hard))
 
 
 def _write(arguments: argparse.Namespace, digest: str, outcome: dict[str, Any]) -> None:

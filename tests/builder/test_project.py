@@ -40,7 +40,6 @@ class Unit(nn.Module):
 
 
 def network():
-    print("building")
     stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.ReLU())
     return nn.Sequential(stem, Unit(), Unit(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3))
 
@@ -64,6 +63,19 @@ def detector():
 
 def choosy():
     return nn.Linear(7, 2)
+
+
+class Chatty(Unit):
+    def forward(self, x):
+        print("answering")
+        return super().forward(x)
+
+
+def chatty():
+    print("building")
+    net = network()
+    net[1].__class__ = Chatty
+    return net
 
 
 def linear():
@@ -125,10 +137,11 @@ def test_from_weights_to_a_bundle(place, capsys):
 
 
 def test_what_a_network_prints_does_not_mix_with_the_report(place, capsys):
-    build(*BEGIN, "--report", "json")
+    build("elastify", *BEGIN[3:], "--model", "model.py:chatty", "--report", "json")
     printed = capsys.readouterr()
     assert json.loads(printed.out)["units"]
     assert "building" in printed.err
+    assert "answering" in printed.err
 
 
 def test_a_network_with_nothing_to_elastify_gets_a_report(place, capsys):
@@ -140,17 +153,26 @@ def test_a_network_with_nothing_to_elastify_gets_a_report(place, capsys):
     assert json.loads((place / "w" / "report.json").read_text())["elastic_macs"] == 0
 
 
-def test_the_user_says_what_units_are_offered(place):
+def test_the_user_says_what_units_are_offered(place, capsys):
     build(*BEGIN, "--widths", "0.5", "--window", "1", "--no-skip", "--storage-ratio", "3")
     report = json.loads((place / "w" / "report.json").read_text())
     assert {label for unit in report["units"] for label in unit["alternatives"]} == {"narrow50"}
     build("train", "--epochs", "1")
-    build("elastify", "--widths", "0.25", code=74)
+    for other, option in ((["--widths", "0.25"], "--widths"), (["--storage-ratio", "2"], "--storage-ratio")):
+        build("elastify", *other, code=74)
+        assert f"another {option}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "words",
-    [("--widths", "1"), ("--widths", "0.5,0.5"), ("--widths", "a"), ("--window", "0"), ("--storage-ratio", "1")],
+    [
+        ("--widths", "1"),
+        ("--widths", "0.5,0.5"),
+        ("--widths", "a"),
+        ("--widths", "0.5,0.496"),
+        ("--window", "0"),
+        ("--storage-ratio", "1"),
+    ],
 )
 def test_offers_that_cannot_be_meant_are_refused(place, words):
     build(*BEGIN, *words, code=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from edge_runtime.inputs import normalise
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "edge_runtime" / "assets" / "demo.nnf"
 CANARY = np.random.default_rng(7).integers(1, 255, (4, 3), np.uint8)
-"""Four pixels that no other file has: 12 bytes, or 48 as the network takes them."""
+"""Four pixels that no other file has: 12 bytes, or 16 in each plane of the network's input."""
 
 LOOP = """
 import sys
@@ -50,8 +51,13 @@ def forms() -> dict[str, bytes]:
     frame = np.zeros((shape.height, shape.width, 3), np.uint8)
     frame[0, : len(CANARY)] = CANARY
     tensor = np.ascontiguousarray(normalise(frame, shape)[0, 0, : len(CANARY)])
-    raw = CANARY.tobytes()
-    return {"pixels": raw, "tensor": tensor.tobytes(), "hex": raw.hex().encode(), "list": str(raw[0:6]).encode()}
+    raw, numbers = CANARY.tobytes(), CANARY.ravel().tolist()
+    return {
+        "pixels": raw,
+        "tensor": tensor.tobytes(),
+        "hex": raw.hex().encode(),
+        "numbers": str(numbers)[1:-1].encode(),
+    }
 
 
 def found(folder: Path) -> list[str]:
@@ -136,4 +142,6 @@ def test_the_check_finds_what_it_looks_for(place: Path) -> None:
     np.save(place / "state" / "pixels.npy", images)
     (place / "state" / "tensor.bin").write_bytes(normalise(images[0], shape)[:, :, 4:].tobytes())
     (place / "work" / "log.txt").write_text(images[0, 0, 4:9].tobytes().hex())
-    assert found(place) == ["state/pixels.npy: pixels", "state/tensor.bin: tensor", "work/log.txt: hex"]
+    (place / "work" / "report.json").write_text(json.dumps({"row": images[0, 0].ravel().tolist()}))
+    planted_in = ["state/pixels.npy: pixels", "state/tensor.bin: tensor", "work/log.txt: hex"]
+    assert found(place) == [*planted_in, "work/report.json: numbers"]

@@ -19,6 +19,7 @@ from edge_runtime.quality import (
     nuclear_norm,
     overlap,
     probabilities,
+    shrunken,
     teacher,
 )
 
@@ -104,6 +105,47 @@ def test_a_proxy_that_knows_makes_the_estimate_sharper_and_one_that_does_not_is_
     spread = {name: float(np.std(values)) for name, values in errors.items()}
     assert spread["known"] < 0.6 * spread["labels"]
     assert spread["noise"] < 1.1 * spread["labels"]
+
+
+def test_rows_that_gave_nothing_do_not_spread_the_classes():
+    rows = np.concatenate([one_hot([0] * 6), np.zeros((6, CLASSES))])
+    assert effective_classes(rows) == pytest.approx(1)
+    assert effective_classes(np.concatenate([one_hot(np.arange(CLASSES)), np.zeros((5, CLASSES))])) <= CLASSES + 1e-9
+
+
+def many(rng, truth, images):
+    """Right or wrong of subnets of these accuracies, on the same images, [S, images]."""
+    return (rng.random((len(truth), images)) < truth[:, None]).astype(float)
+
+
+def test_shrunken_means_without_noise_are_the_means():
+    truth = np.random.default_rng(0).random(20)
+    values = np.repeat(truth[:, None], 30, axis=1)
+    assert shrunken(values, np.arange(20.0)[:, None]) == pytest.approx(truth)
+
+
+def test_where_all_is_noise_the_line_is_what_is_left():
+    covariate = np.linspace(0, 1, 40)
+    values = many(np.random.default_rng(2), 0.5 + 0.2 * covariate, 60)
+    found = shrunken(values, covariate[:, None])
+    line = np.polyval(np.polyfit(covariate, values.mean(axis=1), 1), covariate)
+    assert np.abs(found - line).max() < 0.3 * np.abs(values.mean(axis=1) - line).max()
+
+
+def test_the_best_of_many_is_nearer_to_the_truth_when_it_is_shrunken():
+    rng, gains = np.random.default_rng(3), []
+    for _ in range(60):
+        covariate = rng.standard_normal(48)
+        truth = np.clip(0.6 + 0.05 * covariate + 0.01 * rng.standard_normal(48), 0, 1)
+        values = many(rng, truth, 100)
+        gains.append(truth[shrunken(values, covariate[:, None]).argmax()] - truth[values.mean(axis=1).argmax()])
+    assert np.mean(gains) > 0.01
+
+
+def test_too_few_subnets_are_not_shrunken():
+    values = many(np.random.default_rng(4), np.full(6, 0.5), 20)
+    assert shrunken(values, np.arange(6.0)[:, None]) == pytest.approx(values.mean(axis=1))
+    assert shrunken(values[:, :1], np.ones((6, 1))) == pytest.approx(values[:, 0])
 
 
 def test_few_labels_without_help_is_their_mean():

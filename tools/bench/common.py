@@ -50,5 +50,5 @@ def _origin(name: str) -> dict[str, Any]:
 
 
 def _without_folder(word: str) -> str:
-    """An argument of the command; of a path on this machine only the file's name."""
-    return Path(word).name if Path(word).is_absolute() else word
+    """An argument of the command; of a path outside the project only the file's name."""
+    return Path(word).name if Path(word).is_absolute() or ".." in Path(word).parts else word
