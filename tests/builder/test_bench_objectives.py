@@ -43,7 +43,9 @@ def test_figures_are_those_by_hand():
     assert spearman == pytest.approx(1 - 6 * 2 / (4 * 15))
     assert kendall == pytest.approx(4 / 6)
     assert objectives._figures(-truth, truth)[0] == pytest.approx(40)
-    assert list(objectives._figures(np.ones(4), truth)[2:]) == [0, 0]
+    ties = objectives._figures(np.ones(4), truth)
+    assert ties[0] == pytest.approx(100 * (0.9 - 0.7)), "of equals the mean: their order says nothing"
+    assert list(ties[2:]) == [0, 0]
 
 
 def test_ranks_of_equals_are_their_mean():
@@ -51,7 +53,8 @@ def test_ranks_of_equals_are_their_mean():
 
 
 def test_objectives_that_know_find_the_best_and_a_blind_one_does_not(answers):
-    found = objectives._shift(answers, lambda rng: np.ones(IMAGES), 6, np.random.default_rng(1))
+    found, images = objectives._shift(answers, lambda rng: np.ones(IMAGES), 6, np.random.default_rng(1))
+    assert images == objectives.IMAGES
     assert set(found) == set(OBJECTIVES)
     for name in ("all labels", "soft agreement", "agreement, ensemble"):
         assert found[name]["spearman"] > 0.7
@@ -66,7 +69,9 @@ def test_objectives_that_know_find_the_best_and_a_blind_one_does_not(answers):
 def test_a_draw_shows_the_shift_and_tests_on_other_images(answers):
     weights = (answers.labels < 2).astype(float)
     sample, truth = objectives._drawn(answers, weights, np.random.default_rng(0))
-    assert sample.shares.shape == (SUBNETS, objectives.IMAGES, CLASSES)
+    assert sample.shares.shape[::2] == (SUBNETS, CLASSES)
+    assert 100 < len(sample.labels) < objectives.IMAGES, "only as many different images as the shift has"
+    assert len(np.unique(sample.shares[0], axis=0)) == len(sample.labels)
     assert set(sample.labels) == {0, 1}
     assert truth.shape == (SUBNETS,)
     seen = np.flatnonzero(weights > 0)
@@ -82,7 +87,7 @@ def test_answers_are_run_once(tmp_path, monkeypatch):
     assert first.latency[0] == 1
     assert first.shares.sum(axis=2) == pytest.approx(np.ones(first.shares.shape[:2]), abs=0.01)
     assert (first.latency <= 1).all()
-    monkeypatch.setattr(objectives_answers, "calibrate", None)
+    monkeypatch.setattr("search_table.calibrate", None)
     monkeypatch.setattr(objectives_answers, "probabilities", None)
     again = answers_of(bundle, images, np.zeros(6, np.int64), 12, tmp_path, 0)
     assert (again.shares == first.shares).all()

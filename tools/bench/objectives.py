@@ -1,18 +1,19 @@
 """Which objective ranks the subnets of one supernet best where labels are few or none? By the labels it does not see.
 
     python tools/bench/objectives.py tiny --bundle model.nnf --data DIR --work work/objectives
-    python tools/bench/objectives.py fod --bundle tests/data/runway.nnf --data DIR --work work/objectives
-    python tools/bench/objectives.py scenes --bundle edge_runtime/assets/demo.nnf
+    python tools/bench/objectives.py runway --data DIR --work work/objectives
+    python tools/bench/objectives.py scenes --work work/objectives
 
-Hundreds of subnets answer all test images once. A draw takes 256 images of one half of them, as a device under a shift
-would see them: other frequencies of the classes, or one condition of weather and light. Each objective scores the
-subnets on these; their accuracy on the other half, under the same shift, says what each score was worth. Regret@1 is
-the accuracy of the best subnet less that of the one with the highest score, of those within 15 % below a limit on the
-latency, so that it is not enough to choose a slow one; rank correlations are of the same subnets. Means are over limits
-and draws. The last line is one JSON object.
+About two hundred subnets answer all test images once. A draw takes up to 256 different images of one half of them, as a
+device under a shift would see them: other frequencies of the classes, or one condition of weather and light (`images`
+says how many there were). Each objective scores the subnets on these; their accuracy on the other half, under the same
+shift, says what each score was worth. Regret@1 is the accuracy of the best subnet less that of the one with the highest
+score (of equals the mean), of those within 15 % below a limit on the latency, so that it is not enough to choose a slow
+one; rank correlations are of the same subnets. Means are over limits and draws; their margin is that of 95 % over
+draws, which are other halves of the same images. The last line is one JSON object.
 """
 
-# ruff: noqa: TID251 - a bench may use the builder's data sets; only the runtime must not
+
 
 from __future__ import annotations
 
@@ -20,23 +21,22 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
 import numpy.typing as npt
-from elastify_data import load_images
 from objectives_answers import LEVELS, Answers, answers_of
 from objectives_kinds import OBJECTIVES, Sample
+from search_cases import CASES, Loaded
 
-from builder.fod import CONDITIONS, load_crops
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import InputError
 from edge_runtime.quality import Z_95, Values
 
-IMAGES = 256
+IMAGES, LEAST_IMAGES = 256, 16
+ROUNDING = 1e-6
 NEAR = 0.85
 """Least share of a limit that a subnet's latency has, to be compared under it."""
 
@@ -47,18 +47,10 @@ Weights = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator], Weights]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Labelled answers, and the shifts under which they are looked at: each draws a weight for every image."""
-
-    answers: Answers
-    shifts: Mapping[str, Draw]
-
-
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("set", choices=sorted(CASES), help="images")
-    parser.add_argument("--bundle", required=True, type=Path, help="the elastic model of these images' classes")
+    parser.add_argument("case", choices=sorted(CASES))
+    parser.add_argument("--bundle", type=Path, help="the elastic model, of the case's classes; needed by tiny")
     parser.add_argument("--data", type=Path, default=os.environ.get("NNF_DATA"), help="data folder ($NNF_DATA)")
     parser.add_argument("--work", type=Path, default=Path("work/objectives"), help="holds the answers between runs")
     parser.add_argument("--subnets", type=int, default=210)
@@ -69,18 +61,19 @@ def _arguments() -> argparse.Namespace:
 
 
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.data is None and arguments.set != "scenes":
-        raise InputError("this bench needs labelled images", hint="name their folder with --data")
-    bundle = Bundle.read(arguments.bundle)
-    case = CASES[arguments.set](bundle, arguments)
+    case = CASES[arguments.case]
+    bundle = Bundle.read(case.bundle_or(arguments.bundle))
+    loaded = case.load(bundle, arguments.data)
+    answers = answers_of(bundle, loaded.frames, loaded.labels, arguments.subnets, arguments.work, arguments.seed)
     rng = np.random.default_rng(arguments.seed)
-    rows = {name: _shift(case.answers, draw, arguments.draws, rng) for name, draw in case.shifts.items()}
+    found = {name: _shift(answers, draw, arguments.draws, rng) for name, draw in _shifts(loaded).items()}
+    rows = {name: figures for name, (figures, _) in found.items()}
     return {
         "bundle": bundle.digest,
-        "set": arguments.set,
-        "subnets": len(case.answers.latency),
-        "test_images": len(case.answers.labels),
-        "images": IMAGES,
+        "case": arguments.case,
+        "subnets": len(answers.latency),
+        "test_images": len(answers.labels),
+        "images": {name: images for name, (_, images) in found.items()},
         "draws": arguments.draws,
         "levels": LEVELS,
         "seed": arguments.seed,
@@ -89,10 +82,9 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _tiny(bundle: Bundle, arguments: argparse.Namespace) -> Case:
-    test = load_images(arguments.data, seed=0).test
-    answers = answers_of(bundle, test.images, test.labels, arguments.subnets, arguments.work, arguments.seed)
-    return Case(answers, _class_shifts(test.labels))
+def _shifts(loaded: Loaded) -> dict[str, Draw]:
+    """By name; each draws a weight for every image."""
+    return _class_shifts(loaded.labels) if loaded.conditions is None else _condition_shifts(loaded.conditions)
 
 
 def _class_shifts(labels: npt.NDArray[np.int64]) -> dict[str, Draw]:
@@ -108,25 +100,6 @@ def _class_shifts(labels: npt.NDArray[np.int64]) -> dict[str, Draw]:
     return shifts | {f"Dirichlet {alpha:g}": dirichlet(alpha) for alpha in DIRICHLET}
 
 
-def _fod(bundle: Bundle, arguments: argparse.Namespace) -> Case:
-    crops = load_crops(arguments.data)
-    names = bundle.manifest.task.class_names
-    crops = crops if len(names) == len(crops.class_names) else crops.only_classes(crops.common_classes())
-    test = crops.split("test")
-    labels = test.labels.astype(np.int64)
-    answers = answers_of(bundle, test.images, labels, arguments.subnets, arguments.work, arguments.seed)
-    return Case(answers, _condition_shifts(np.array(CONDITIONS)[test.conditions]))
-
-
-def _scenes(bundle: Bundle, arguments: argparse.Namespace) -> Case:
-    from builder.recipes.demo_config import DEMO  # imports torch, which the photographs do not need
-
-    test = DEMO.render("test", workers=len(os.sched_getaffinity(0)))
-    labels = test["labels"].astype(np.int64)
-    answers = answers_of(bundle, test["images"], labels, arguments.subnets, arguments.work, arguments.seed)
-    return Case(answers, _condition_shifts(test["conditions"]))
-
-
 def _condition_shifts(conditions: npt.NDArray[np.str_]) -> dict[str, Draw]:
     def only(name: str) -> Draw:
         return lambda rng: np.asarray(conditions == name, np.float64)
@@ -135,16 +108,20 @@ def _condition_shifts(conditions: npt.NDArray[np.str_]) -> dict[str, Draw]:
     return shifts | {str(name): only(name) for name in np.unique(conditions)}
 
 
-def _shift(answers: Answers, draw: Draw, draws: int, rng: np.random.Generator) -> dict[str, Any]:
-    """For each objective its figures under one shift."""
+def _shift(
+    answers: Answers, draw: Draw, draws: int, rng: np.random.Generator
+) -> tuple[dict[str, dict[str, float]], float]:
+    """For each objective its figures under one shift, and how many images it saw."""
     found: dict[str, list[Values]] = {name: [] for name in OBJECTIVES}
+    images = []
     for _ in range(draws):
         sample, truth = _drawn(answers, draw(rng), rng)
+        images.append(len(sample.labels))
         groups = list(_groups(answers))
         for name, objective in OBJECTIVES.items():
             rows = [_figures(objective(_only(sample, group)), truth[group]) for group in groups]
             found[name].append(np.mean(rows, axis=0))
-    return {name: _summary(np.stack(rows)) for name, rows in found.items()}
+    return {name: _summary(np.stack(rows)) for name, rows in found.items()}, float(np.mean(images))
 
 
 def _drawn(answers: Answers, weights: Weights, rng: np.random.Generator) -> tuple[Sample, Values]:
@@ -153,8 +130,8 @@ def _drawn(answers: Answers, weights: Weights, rng: np.random.Generator) -> tupl
     own, other = (half[weights[half] > 0] for half in np.array_split(order, 2))
     own, other = (own, other) if len(own) and len(other) else (order, order)
     shares = weights[own] / weights[own].sum()
-    enough = np.count_nonzero(shares) >= IMAGES and shares.max() < 1 / IMAGES
-    chosen = rng.choice(own, IMAGES, replace=not enough, p=shares)
+    count = min(IMAGES, int(1 / shares.max() + ROUNDING))  # of more the likeliest would be drawn too seldom
+    chosen = rng.choice(own, max(LEAST_IMAGES, count), replace=count < LEAST_IMAGES, p=shares)
     right = answers.shares[:, other].argmax(axis=2) == answers.labels[other]
     truth: Values = right @ (weights[other] / weights[other].sum())
     seen = answers.shares[:, chosen].astype(np.float64)
@@ -175,7 +152,7 @@ def _groups(answers: Answers) -> Iterator[npt.NDArray[np.int64]]:
 
 def _figures(scores: Values, truth: Values) -> Values:
     """Regret@1, the share of the gap between a random subnet and the best that is closed, Spearman and Kendall."""
-    best, chosen, mean = truth.max(), truth[np.argmax(scores)], truth.mean()
+    best, chosen, mean = truth.max(), truth[scores == scores.max()].mean(), truth.mean()
     closed = (chosen - mean) / (best - mean) if best > mean else 1.0
     first, second = (np.sign(values[:, None] - values[None]) for values in (scores, truth))
     pairs = np.sqrt((first**2).sum() * (second**2).sum())
@@ -194,7 +171,7 @@ def _correlation(first: Values, second: Values) -> float:
     return float(np.corrcoef(first, second)[0, 1]) if first.std() > 0 and second.std() > 0 else 0.0
 
 
-def _summary(rows: npt.NDArray[np.float64]) -> dict[str, Any]:
+def _summary(rows: npt.NDArray[np.float64]) -> dict[str, float]:
     regret, closed, spearman, kendall = rows.mean(axis=0)
     margin = Z_95 * rows[:, 0].std(ddof=1) / np.sqrt(len(rows)) if len(rows) > 1 else float("nan")
     return {
@@ -214,8 +191,6 @@ def _mean(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, di
         for name in OBJECTIVES
     }
 
-
-CASES = {"tiny": _tiny, "fod": _fod, "scenes": _scenes}
 
 if __name__ == "__main__":
     sys.exit(common.run("objectives", _bench, _arguments(), alone=False))

@@ -1,32 +1,31 @@
 """What many subnets of one bundle answer on labelled images: class probabilities, kept in the work folder.
 
 Subnets are drawn around the best by the bundle's prior at each of a few latencies, ever more warmly: from what a search
-would propose to nearly random ones. Probabilities are kept as float16, one file per subnet, so that a stopped run goes
-on.
+would propose to nearly random ones. The latency table and probabilities, as float16, one file per subnet, are kept, so
+that a stopped run goes on.
 """
 
-# ruff: noqa: TID251 - a bench may use the builder's data sets; only the runtime must not
+
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import sys
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from search_table import latency_table
 
-from builder.files import write_atomically
 from edge_runtime.additive import AdditiveCost, Plan
-from edge_runtime.backends import Session, SessionOptions, open_session
+from edge_runtime.backends import SessionOptions, open_session
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import preprocess
-from edge_runtime.measure import calibrate
+from edge_runtime.measure import machine_lock
 from edge_runtime.quality import Values, probabilities
 
 __all__ = ["LEVELS", "Answers", "answers_of"]
@@ -35,8 +34,8 @@ LEVELS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 """Limits of the predicted latency, as shares of the full subnet's."""
 
 BATCH = 50
-WARMEST, TRIES = 2.0, 4
-"""Temperature of the last draw at a level, in units of `Plan.scale`, and draws for each subnet that is wanted."""
+WARMEST, TRIES = 2.0, 20
+"""Temperature of the last place at a level, in units of `Plan.scale`, and draws until one is new."""
 
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -60,7 +59,7 @@ class Answers:
 
 
 def answers_of(bundle: Bundle, images: Images, labels: Labels, subnets: int, work: Path, seed: int) -> Answers:
-    """Run at least `subnets` subnets on all images, or read what an earlier run kept.
+    """Run about `subnets` subnets, as far as the space has them, on all images, or read what an earlier run kept.
 
     Args:
         bundle: whose subnets.
@@ -72,39 +71,25 @@ def answers_of(bundle: Bundle, images: Images, labels: Labels, subnets: int, wor
     """
     spec, space = bundle.manifest.preprocessing, bundle.manifest.space
     tensors = np.stack([preprocess(image, spec) for image in images])
-    about = f"{bundle.digest} {subnets} {seed}".encode()
-    folder = work / hashlib.sha256(about + tensors.tobytes()).hexdigest()[:16]
+    folder = work / hashlib.sha256(bundle.digest.encode() + tensors.tobytes()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
-    session = open_session(bundle, SessionOptions(threads=1))
+    options = SessionOptions(threads=1)
+    session = open_session(bundle, options)
     name = session.inputs[0].name
-    rows = _kept_subnets(folder / "subnets.json", bundle, session, subnets, seed)
-    shares = []
-    for number, row in enumerate(rows):
-        path = folder / f"{number}.npy"
+    table, _ = latency_table(folder / "table.json", bundle, session, options, machine_lock("tools/bench/objectives.py"))
+    damage = AdditiveCost.damage(space, bundle.manifest.prior)
+    chosen, shares = _subnets(table.cost, damage, subnets, seed), []
+    for number, gates in enumerate(chosen):
+        path = folder / f"{hashlib.sha256(str(gates).encode()).hexdigest()[:16]}.npy"
         if not path.exists():
-            print(f"\r{bundle.manifest.name}: subnet {number + 1} of {len(rows)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{bundle.manifest.name}: {number + 1} of {len(chosen)}", end="", file=sys.stderr, flush=True)
             parts = [tensors[start : start + BATCH] for start in range(0, len(tensors), BATCH)]
-            logits = [next(iter(session.run({name: part}, space.gates(row["gates"])).values())) for part in parts]
+            logits = [next(iter(session.run({name: part}, gates).values())) for part in parts]
             _keep(path, probabilities(np.concatenate(logits)).astype(np.float16))
         shares.append(np.load(path))
     session.close()
-    latency, damage = (np.array([row[key] for row in rows]) for key in ("latency", "damage"))
-    return Answers(latency, damage, np.stack(shares), labels)
-
-
-def _kept_subnets(path: Path, bundle: Bundle, session: Session, count: int, seed: int) -> list[dict[str, Any]]:
-    """Values, latency and damage of the subnets: kept, as a latency table is not the same twice."""
-    if not path.exists():
-        cost = calibrate(bundle, session, SessionOptions(threads=1), seed=seed).cost
-        damage = AdditiveCost.damage(bundle.manifest.space, bundle.manifest.prior)
-        full = cost(bundle.manifest.space.default)
-        rows = [
-            {"gates": list(gates.values), "latency": cost(gates) / full, "damage": damage(gates)}
-            for gates in _subnets(cost, damage, count, seed)
-        ]
-        write_atomically(path, json.dumps(rows).encode())
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    latency = np.array([table.cost(gates) for gates in chosen]) / table.cost(space.default)
+    return Answers(latency, np.array([damage(gates) for gates in chosen]), np.stack(shares), labels)
 
 
 def _keep(path: Path, shares: npt.NDArray[np.float16]) -> None:
@@ -117,9 +102,9 @@ def _subnets(cost: AdditiveCost, damage: AdditiveCost, count: int, seed: int) ->
     rng, full = random.Random(seed), cost.space.default
     found, share = {full: None}, -(-count // len(LEVELS))
     for level in LEVELS:
-        plan, before = Plan(cost, damage, level * cost(full)), len(found)
-        for attempt in range(TRIES * share if plan.feasible else 0):  # the lowest may be out of reach
-            gates = plan.draw(rng, plan.scale * WARMEST * (attempt / (TRIES * share)) ** 2)
-            if len(found) < before + share and plan.fits(gates):
-                found[gates] = None
+        plan = Plan(cost, damage, level * cost(full))
+        for place in range(share if plan.feasible else 0):  # the lowest may be out of reach
+            warmth = plan.scale * WARMEST * (place / share) ** 2
+            drawn = (plan.draw(rng, warmth) for _ in range(TRIES))
+            found |= dict.fromkeys(islice((gates for gates in drawn if gates not in found), 1))
     return list(found)

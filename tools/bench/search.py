@@ -53,7 +53,6 @@ from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends import SessionOptions, open_session
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import InputError
 from edge_runtime.measure import machine_lock
 from edge_runtime.objectives import Budget
 
@@ -100,10 +99,7 @@ def _scale(arguments: argparse.Namespace) -> Scale:
 
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     case, scale = CASES[arguments.case], _scale(arguments)
-    path = arguments.bundle or case.bundle
-    if path is None:
-        raise InputError(f"the case {arguments.case} has no bundle of its own", hint="name one with --bundle")
-    bundle, options = Bundle.read(path), SessionOptions(threads=arguments.threads)
+    bundle, options = Bundle.read(case.bundle_or(arguments.bundle)), SessionOptions(threads=arguments.threads)
     images, labels = case.images(bundle, arguments.data, scale.images, arguments.seed)
     session = open_session(bundle, options)
     network = Network(session, images, bundle.manifest.preprocessing)
