@@ -13,8 +13,6 @@ one; rank correlations are of the same subnets. Means are over limits and draws;
 draws, which are other halves of the same images. The last line is one JSON object.
 """
 
-
-
 from __future__ import annotations
 
 import argparse

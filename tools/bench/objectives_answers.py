@@ -5,8 +5,6 @@ would propose to nearly random ones. The latency table and probabilities, as flo
 that a stopped run goes on.
 """
 
-
-
 from __future__ import annotations
 
 import hashlib
