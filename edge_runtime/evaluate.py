@@ -1,10 +1,13 @@
 """Quality of a subnet on local data: accuracy where there are labels, soft agreement with the full subnet elsewhere.
 
 Both are means of one value in [0, 1] per image (`edge_runtime.quality`), so two subnets are always compared in pairs,
-on the same images. Results are kept, and a subnet is run on further images only when they are asked for.
+on the same images. Results are kept, and a subnet is run on further images only when they are asked for. What an
+earlier process found on the same images is taken up batch by batch instead of a run, so that all else goes as then.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +35,7 @@ class Evaluator:
         *,
         labels: npt.NDArray[np.int64] | None = None,
         batch_size: int = 32,
+        known: Mapping[Gates, Sequence[float]] | None = None,
     ) -> None:
         """Take images uint8 [n, H, W, 3] at the model's input size; nothing runs yet.
 
@@ -42,6 +46,7 @@ class Evaluator:
             preprocessing: From the manifest.
             labels: Class index of each image, int64 [n]; None evaluates by agreement with the full subnet.
             batch_size: Images per run; larger is faster up to about 64, smaller leaves the processor sooner.
+            known: Values in [0, 1] that subnets were found to have on the first of these very images; not run again.
         """
         if images.ndim != 4 or not len(images):
             raise InputError(f"images to evaluate on have the shape [n, H, W, 3], got {list(images.shape)}")
@@ -55,6 +60,11 @@ class Evaluator:
         self._output = session.outputs[0].name
         self._reference: list[Values] = []
         self._values: dict[Gates, Values] = {}
+        self._known = {gates: np.asarray(values[: len(images)], np.float64) for gates, values in (known or {}).items()}
+        if labels is None:
+            self._known.pop(default, None)  # as the reference it has to run
+        self.taken_up = 0
+        """Values that were known, and are in use instead of a run."""
 
     @property
     def count(self) -> int:
@@ -74,19 +84,34 @@ class Evaluator:
         """Value in [0, 1] of the subnet on each image it was run on, float64 [seen]."""
         return self._values.get(gates, np.empty(0))
 
+    def known(self) -> dict[Gates, tuple[float, ...]]:
+        """All values, those too that were not taken up yet; without the reference, which agrees with itself."""
+        found = {gates: tuple(values.tolist()) for gates, values in self._known.items()}
+        for gates, values in self._values.items():
+            if len(values) > len(found.get(gates, ())) and (self.labelled or gates != self._default):
+                found[gates] = tuple(values.tolist())
+        return found
+
+    def missing(self, gates: Gates, count: int) -> int:
+        """Of the first `count` images, how many a subnet would have to run on."""
+        return max(0, min(count, self.count) - max(self.seen(gates), len(self._known.get(gates, ()))))
+
     def advance(self, gates: Gates, count: int | None = None) -> bool:
-        """Run at most one batch towards `count` images (None: all); returns whether they are done."""
+        """Run, or take up, at most one batch towards `count` images (None: all); returns whether they are done."""
         goal = self.count if count is None else min(count, self.count)
         start = self.seen(gates)
         if start >= goal:
             return True
         stop = min(start + self._batch_size, goal)
-        if self._labels is None and self._reference_seen() < stop:
-            self._extend_reference()
-            return False
-        values = self._value(self._run(gates, start, stop), start, stop)
+        values = self._known.get(gates, np.empty(0))[start:stop]
+        self.taken_up += len(values)
+        if not len(values):
+            if self._labels is None and self._reference_seen() < stop:
+                self._extend_reference()
+                return False
+            values = self._value(self._run(gates, start, stop), start, stop)
         self._values[gates] = np.concatenate([self.values(gates), values])
-        return stop >= goal
+        return self.seen(gates) >= goal
 
     def score(
         self,

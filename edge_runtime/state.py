@@ -34,6 +34,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 BUILDING = "building-"
 LOCK_SECONDS, LOCK_POLL_SECONDS = 120.0, 0.05
 """How long a process waits for another one that makes the same folder, and how often it looks."""
+LEFT_SECONDS = 60.0
+"""Age of a half-written file from which its writer is taken for dead."""
 KEPT_FOLDERS = 4
 """Folders of one kind: of the models that were used last, or of one model under several versions."""
 LOCK_FILE = "nnf-edge-benchmark.lock"
@@ -107,11 +109,20 @@ class StateDir:
         if self.path is None:
             return
         try:
+            _remove_left(self.path, target)
             _replace(self.path, target, data)
         except OSError as error:
             raise StateError(
                 f"{str(self.path / target)!r} cannot be written: {_reason(error)}", hint="free some space"
             ) from error
+
+    def remove(self, name: str) -> None:
+        """Remove what `write_json` wrote, and what writers left that were killed; a disk that refuses keeps it."""
+        if self.path is None:
+            return
+        with contextlib.suppress(OSError):
+            (self.path / _checked(name)).unlink(missing_ok=True)
+            _remove_left(self.path, name)
 
     def folder(
         self, name: str, make: Callable[[Path], None], *, usable: Callable[[Path], bool] = Path.is_dir
@@ -313,6 +324,14 @@ def _replace(folder: Path, name: str, data: bytes, mode: int = 0o600) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove_left(folder: Path, name: str) -> None:
+    """Remove what killed writers left beside a file; younger files may be of a process that is writing now."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+            if time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from edge_runtime.adaptation.job import AdaptJob
 from edge_runtime.errors import EdgeError
 
-__all__ = ["CLOSE_SECONDS", "BackgroundJob"]
+__all__ = ["CLOSE_SECONDS", "BackgroundJob", "StoppedError"]
 
 NICENESS = 10
 """Of the thread on Linux, where threads have their own; it then gives way to the application."""
 
-CLOSE_SECONDS = 2.0
-"""How long `close` waits for the slice that is running."""
+CLOSE_SECONDS = 0.8
+"""How long `close` waits for the slice that is running; a process that is told to end has 2 s for everything."""
+
+EXIT_SECONDS = 10.0
+"""How long the interpreter's end waits: a thread that comes back from a native run after it would abort the process."""
+
+
+class StoppedError(Exception):
+    """Raised inside a slice that is not finished because its job was told to stop; reaches nobody."""
 
 
 class BackgroundJob:
@@ -29,6 +38,7 @@ class BackgroundJob:
         done: Called in the thread after the last slice, with the finished job; never for a job that was closed.
         failed: Called in the thread with what went wrong instead; never for a job that was closed.
         duty: Share of the time that slices may take, above 0 to 1; the thread sleeps for the rest.
+        stop: Set when the job is told to stop, so that a long slice can look at it; made here where none is given.
     """
 
     def __init__(
@@ -39,14 +49,16 @@ class BackgroundJob:
         failed: Callable[[EdgeError], None],
         duty: float = 0.25,
         after: BackgroundJob | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self.job: AdaptJob | None = None
         """The job once it is made."""
         self._done, self._failed, self._duty = done, failed, duty
-        self._stop = threading.Event()
+        self._stop = stop or threading.Event()
         # The thread drops its arguments when it ends: a job must not keep all those before it alive.
         self._thread = threading.Thread(target=self._work, args=(make, after), name="nnf-edge-adapt", daemon=True)
         self._thread.start()
+        _STARTED.add(self)
 
     @property
     def running(self) -> bool:
@@ -93,6 +105,19 @@ class BackgroundJob:
         except Exception as error:  # also a fault of ours must reach whoever waits, and not end on stderr
             if not self._stop.is_set():
                 self._failed(_as_ours(error))
+
+
+_STARTED: weakref.WeakSet[BackgroundJob] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_all() -> None:
+    """Also a program that closes nothing ends with its own exit code."""
+    started = list(_STARTED)
+    for job in started:
+        job.stop()
+    for job in started:
+        job.wait(EXIT_SECONDS)
 
 
 def _as_ours(error: Exception) -> EdgeError:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_runtime.adaptation.choice import Choice, choose
 from edge_runtime.adaptation.finals import Finals
 from edge_runtime.adaptation.groups import Groups
+from edge_runtime.adaptation.keeper import Keeper
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.adaptation.status import Candidate, Phase
@@ -62,6 +63,7 @@ class AdaptJob:
         prior: Expected damage of a subnet, from the bundle.
         current: The active subnet.
         plan: How much is looked at.
+        keeper: Where the search is kept, and taken up from; None keeps nothing.
         clock_ns: Nanoseconds since some fixed moment.
     """
 
@@ -74,6 +76,7 @@ class AdaptJob:
         prior: AdditiveCost,
         current: Gates,
         plan: AdaptPlan,
+        keeper: Keeper | None = None,
         clock_ns: Clock = time.perf_counter_ns,
     ) -> None:
         self.phase: Phase = "calibrate"
@@ -85,12 +88,13 @@ class AdaptJob:
         self._finals, self._calibrate, self._prior = finals, calibrate, prior
         self._current, self._full = current, current.space.default
         self._plan, self._clock_ns = plan, clock_ns
-        self._busy_ns, self._cut = 0, False
+        self._keeper = keeper or Keeper.none()
+        self._before_s, self._busy_ns, self._cut = 0.0, 0, False
 
     @property
     def seconds(self) -> float:
-        """Busy time so far: pauses between slices do not count."""
-        return self._busy_ns / 1e9
+        """Busy time so far, that of an interrupted search that goes on here too; pauses between slices do not count."""
+        return self._before_s + self._busy_ns / 1e9
 
     @property
     def progress(self) -> float:
@@ -109,6 +113,7 @@ class AdaptJob:
             began_ns = self._clock_ns()
             try:
                 next(slices)
+                self._keeper.keep(replace(self._shortlist.course, seconds=self.seconds), self.evaluator, self.phase)
             except StopIteration:
                 return
             finally:
@@ -117,18 +122,20 @@ class AdaptJob:
 
     def _slices(self) -> Iterator[None]:
         self._cost = self._calibrate().p95_cost
-        yield
         limit_ms = self._proposal_limit_ms()
-        self.phase = "search"
+        course = self._keeper.begin(self._cost, self._current)
+        self._before_s = course.seconds
         self._shortlist = Shortlist(
             evaluator=self.evaluator,
             cost=self._cost,
             prior=self._prior,
-            current=self._current,
+            course=course,
             limit_ms=limit_ms,
             plan=self._plan,
             seconds=lambda: self.seconds,
         )
+        yield
+        self.phase = "search"
         yield from self._shortlist.steps()
         self.phase = "measure"
         groups = Groups(
@@ -147,6 +154,7 @@ class AdaptJob:
             yield from self._measure_more(groups)  # a noisy minute is over: there may be room above the fastest
             choice = self._best()
         if choice is None:
+            self._keeper.forget()
             raise self._infeasible()
         self.result = self._outcome(choice)
 

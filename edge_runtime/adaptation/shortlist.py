@@ -8,8 +8,10 @@ application has somewhere to go when the machine gets busy. Latencies are those 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 
+from edge_runtime.adaptation.checkpoint import Course
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import BudgetError
@@ -37,7 +39,7 @@ class Shortlist:
         evaluator: Runs subnets on the images.
         cost: Predicted p95 of a subnet, milliseconds.
         prior: Expected damage of a subnet, from the bundle.
-        current: The active subnet, one of the seeds.
+        course: What to begin with, and what the clock decided already where an interrupted search goes on.
         limit_ms: Predicted p95 up to which subnets are proposed.
         plan: How much is looked at.
         seconds: Gives the busy time since the search began.
@@ -49,7 +51,7 @@ class Shortlist:
         evaluator: Evaluator,
         cost: AdditiveCost,
         prior: AdditiveCost,
-        current: Gates,
+        course: Course,
         limit_ms: float,
         plan: AdaptPlan,
         seconds: Callable[[], float],
@@ -66,28 +68,41 @@ class Shortlist:
         """Images that the last ones see: all, or as many as the time allows."""
         self.ended_early = False
         """Whether the time limit cut the evolution or the images."""
+        self.course = course
+        """The course so far; it says enough to go the same way again."""
         self._evaluator, self._cost, self._prior = evaluator, cost, prior
-        self._current, self._plan, self._seconds = current, plan, seconds
+        self._full, self._plan, self._seconds = cost.space.default, plan, seconds
 
     def steps(self) -> Iterator[None]:
         """Fill `pool`, `ladder` and `fallen`, a batch per item. A limit below every prediction leaves them empty."""
         first = self._images(0)
-        yield from self.evaluate([self._current.space.default], first)
+        yield from self.evaluate([self._full], first)
         try:
             search = self._evolution()
         except BudgetError:  # by the table; the measurement has the last word
             return
         self.ladder = self._rungs()
-        began = self._seconds()
-        yield from self.evaluate(self.ladder, first)
-        # The first batch of all also paid for memory; these tell what an image of the full subnet takes.
-        full = self._current.space.default
-        rungs = sum(self._cost(gates) for gates in self.ladder if gates != full) / self._cost(full)
-        per_image = (self._seconds() - began) / (rungs * first)
+        per_image = yield from self._climb(first)
         self._set_goal(per_image)
         yield from self._evolve(search, deadline=self._plan.seconds - self._reserve(per_image))
         self.pool = [score.gates for score in search.best(self._plan.population * self._plan.generations)]
         yield from self._halve()
+
+    def _climb(self, first: int) -> Generator[None, None, float]:
+        """Evaluate the ladder on the first images; the first batch of all also paid for memory, these tell the pace.
+
+        Returns:
+            What an image of the full subnet takes, seconds.
+        """
+        runs = sum(self._cost(gates) * self._evaluator.missing(gates, first) for gates in self.ladder)
+        began = self._seconds()
+        yield from self.evaluate(self.ladder, first)
+        per_image = self.course.image_seconds
+        if per_image is None:  # where all values were known, the table says it
+            spent = self._seconds() - began
+            per_image = spent * self._cost(self._full) / runs if runs else self._cost(self._full) / 1e3
+            self.course = replace(self.course, image_seconds=per_image or None)
+        return per_image
 
     def evaluate(self, group: Sequence[Gates], count: int) -> Iterator[None]:
         """Run subnets on the first `count` images, a batch per item."""
@@ -102,33 +117,41 @@ class Shortlist:
 
     def _evolution(self) -> EvolutionSearch:
         return EvolutionSearch(
-            self._current.space,
+            self._cost.space,
             predict_ms=self._cost,
             limit_ms=self.limit_ms,
             prior=self._prior,
-            seeds=[self._current],
+            seeds=self.course.seeds,
             population=self._plan.population,
             generations=self._plan.generations,
             seed=self._plan.seed,
         )
 
     def _evolve(self, search: EvolutionSearch, deadline: float) -> Iterator[None]:
-        late = False
+        told, late = 0, False
         while not search.done and not late:
-            scores = []
+            scores: list[Score] = []
             for gates in search.ask():
-                late = self._seconds() > deadline
+                late = self._late(gates, told + len(scores), deadline)
                 if late:
                     self.ended_early = True
                     break
                 yield from self.evaluate([gates], self._images(0))
                 scores.append(self.score(gates))
             search.tell(scores)
+            told += len(scores)
+        self.course = replace(self.course, proposals=told)
+
+    def _late(self, gates: Gates, count: int, deadline: float) -> bool:
+        """Whether the evolution ends before its proposal number `count`: where it did before, else for want of time."""
+        if self.course.proposals is not None:
+            return count >= self.course.proposals
+        return self._evaluator.missing(gates, self._images(0)) > 0 and self._seconds() > deadline
 
     def _rungs(self) -> list[Gates]:
         """The fastest subnet, and two by the prior at each of a few latency levels, the limit the last."""
         lowest = fastest(self._cost)
-        bottom, space = self._cost(lowest), self._current.space
+        bottom, space = self._cost(lowest), self._cost.space
         rungs = {lowest: None}
         top = min(self.limit_ms, self._cost(space.default))
         for level in range(1, LADDER + 1):
@@ -145,12 +168,12 @@ class Shortlist:
 
     def _last_runs(self) -> float:
         """Runs of the full subnet that one image of the last stage amounts to."""
-        share = min(1.0, self.limit_ms / self._cost(self._current.space.default))
+        share = min(1.0, self.limit_ms / self._cost(self._full))
         return 1 + share * (self._plan.finalists + 3)
 
     def _reserve(self, per_image: float) -> float:
         """Seconds that halving and measuring will take, from what an image of the full subnet takes."""
-        plan, full_ms = self._plan, self._cost(self._current.space.default)
+        plan, full_ms = self._plan, self._cost(self._full)
         share = min(1.0, self.limit_ms / full_ms)
         rungs = len(self.ladder) / 2  # faster subnets cost about half of what the limit allows
         middle = share * (SURVIVORS * plan.finalists + rungs) * (self._images(1) - self._images(0))

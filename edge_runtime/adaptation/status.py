@@ -81,7 +81,10 @@ class AdaptStatus:
     """Whether quality means accuracy on labels; otherwise soft agreement with the full subnet."""
 
     seconds: float = 0.0
-    """How long the search took, or has taken so far."""
+    """How long the search took, or has taken so far; with the time that it had before a restart."""
+
+    taken_up: int = 0
+    """Values, one per subnet and image, that were taken up from a search that a restart had interrupted."""
 
     ended_early: bool = False
     """Whether the search stopped at its time limit before it had looked at everything it wanted to."""
@@ -102,5 +105,6 @@ class AdaptStatus:
             "samples": self.samples,
             "labelled": self.labelled,
             "seconds": round(self.seconds, 3),
+            "taken_up": self.taken_up,
             "ended_early": self.ended_early,
         }

@@ -130,6 +130,8 @@ def _print(
     limit = "" if status.limit_ms is None else f" = {status.limit_ms:.2f} ms"
     kind = "labelled" if status.labelled else "unlabelled"
     console.line(f"{status.samples} {kind} images, budget {status.budget}{limit}, searched in {status.seconds:.1f} s")
+    if status.taken_up:
+        console.line(f"the search went on: {status.taken_up} of its evaluations are from before a restart")
     console.line()
     shown = status.candidates if arguments.explain else tuple(c for c in status.candidates if c.score.measured)
     for line in score_table(console, shown, labelled=status.labelled):

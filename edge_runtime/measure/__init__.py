@@ -4,7 +4,7 @@ from edge_runtime.backends.base import random_inputs
 from edge_runtime.measure.calibrate import calibrate
 from edge_runtime.measure.latency import Drift, LatencyModel
 from edge_runtime.measure.memory import MemoryModel, estimate_memory
-from edge_runtime.measure.timing import Candidate, Clock, measure, measure_candidates
+from edge_runtime.measure.timing import Candidate, Clock, heeding, measure, measure_candidates
 from edge_runtime.state import machine_lock
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "MemoryModel",
     "calibrate",
     "estimate_memory",
+    "heeding",
     "machine_lock",
     "measure",
     "measure_candidates",

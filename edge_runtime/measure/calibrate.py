@@ -25,7 +25,7 @@ from edge_runtime.gates import Gates
 from edge_runtime.measure.kernels import KernelTable
 from edge_runtime.measure.latency import LatencyModel, Method
 from edge_runtime.measure.runs import RunTimer, fit_whole_runs
-from edge_runtime.measure.timing import Clock, measure
+from edge_runtime.measure.timing import Clock, heeding, measure
 from edge_runtime.objectives import Measurement, pooled_tail
 from edge_runtime.search import covering_vectors, random_gates
 
@@ -65,6 +65,7 @@ def calibrate(
     scratch: Path | None = None,
     seconds: float = 1.2,
     clock_ns: Clock | None = None,
+    check: Callable[[], None] | None = None,
 ) -> LatencyModel:
     """Learn what each decision costs in the session that will serve, at batch 1.
 
@@ -78,13 +79,16 @@ def calibrate(
         seconds: Time for the whole runs that the scale needs; three times as much more for a table by timing. The
             fewest runs that make sense are made in any case.
         clock_ns: The clock, nanoseconds; None for the machine's own.
+        check: Called beside each whole run; what it raises ends the calibration.
 
     Raises:
         BackendError: A run failed.
     """
-    raw = _raw(bundle, session, options, seed, scratch, seconds, clock_ns)
+    wall = heeding(clock_ns or time.perf_counter_ns, check)
+    # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
+    own = heeding(clock_ns or time.thread_time_ns, check)
+    raw = _raw(bundle, session, options, seed, scratch, seconds, own)
     inputs, subnets = random_inputs(session.inputs, seed=seed), check_subnets(raw.fit(()), seed)
-    wall = clock_ns or time.perf_counter_ns
     deadline_ns = wall() + int(seconds * 1e9 / 2)
     parts: list[list[Measurement]] = []
     fewest, most = CHECK_PARTS
@@ -104,7 +108,7 @@ def _raw(
     seed: int,
     scratch: Path | None,
     seconds: float,
-    clock_ns: Clock | None,
+    clock_ns: Clock,
 ) -> _Raw:
     """By kernels where that can be, otherwise by whole runs."""
     space = bundle.manifest.space
@@ -112,8 +116,7 @@ def _raw(
     table = None if profile is None else KernelTable.of(space, profile)
     if table is not None:
         return _Raw("kernels", table.fitted)
-    # Thread time leaves out the moments in which other programs had the CPU; wall time of a busy machine does not.
-    timer = RunTimer(session, random_inputs(session.inputs, seed=seed), clock_ns or time.thread_time_ns)
+    timer = RunTimer(session, random_inputs(session.inputs, seed=seed), clock_ns)
     cost = fit_whole_runs(timer, space, seed=seed, seconds=TIMING_FACTOR * seconds)
     return _Raw("timing", lambda _: cost)
 

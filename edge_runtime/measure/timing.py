@@ -18,7 +18,7 @@ from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Measurement
 
-__all__ = ["Candidate", "Clock", "measure", "measure_candidates"]
+__all__ = ["Candidate", "Clock", "heeding", "measure", "measure_candidates"]
 
 Clock = Callable[[], int]
 """Nanoseconds since some fixed moment; `time.perf_counter_ns`, or a fake session's own."""
@@ -73,6 +73,18 @@ def measure(
     """
     candidates = [Candidate(session, inputs, gates) for gates in vectors]
     return measure_candidates(candidates, runs=runs, seconds=seconds, seed=seed, clock_ns=clock_ns)
+
+
+def heeding(clock_ns: Clock, check: Callable[[], None] | None) -> Clock:
+    """A clock that calls `check` before each reading; what that raises ends a measurement between two runs."""
+    if check is None:
+        return clock_ns
+
+    def clock() -> int:
+        check()
+        return clock_ns()
+
+    return clock
 
 
 def measure_candidates(

@@ -23,10 +23,11 @@ from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, chec
 from edge_runtime.measure import Clock, LatencyModel
 from edge_runtime.model.compile import open_quickest
 from edge_runtime.model.guard import Answer, OutputGuard
+from edge_runtime.model.jobs import Labels
 from edge_runtime.model.loop import Loop
 from edge_runtime.model.meter import FrameMeter
 from edge_runtime.model.records import Prediction, Stats
-from edge_runtime.model.search import Labels, Searches
+from edge_runtime.model.search import Searches
 from edge_runtime.objectives import Budget, Frontier
 from edge_runtime.policy import AdaptationPolicy
 from edge_runtime.profiles import DeviceProfile, choose_profile, load_profile

@@ -14,7 +14,8 @@ from edge_runtime.adaptation.control import Control
 from edge_runtime.errors import InputError
 from edge_runtime.inputs import Frame, SampleBuffer
 from edge_runtime.measure import Clock
-from edge_runtime.model.search import Labels, Searches
+from edge_runtime.model.jobs import Labels
+from edge_runtime.model.search import Searches
 from edge_runtime.objectives import Budget
 from edge_runtime.profiles import Limits
 from edge_runtime.swap import ActiveGates

@@ -1,4 +1,4 @@
-"""The searches of one open model: makes jobs, runs them here or in the background, keeps and applies what they find."""
+"""The searches of one open model: runs them here or in the background, keeps and applies what they find."""
 
 from __future__ import annotations
 
@@ -7,34 +7,23 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
-from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptStatus, Finals
-from edge_runtime.adaptation.background import BackgroundJob
+from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptStatus
+from edge_runtime.adaptation.background import BackgroundJob, StoppedError
+from edge_runtime.adaptation.checkpoint import Checkpoints
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory
-from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends.base import Session, SessionOptions
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import EdgeError, InputError, StateError
-from edge_runtime.evaluate import Evaluator
+from edge_runtime.errors import EdgeError, StateError
 from edge_runtime.gates import Gates
-from edge_runtime.inputs import Frame, normalise
+from edge_runtime.inputs import Frame
 from edge_runtime.measure import Clock, Drift, LatencyModel, calibrate
+from edge_runtime.model.jobs import Check, Jobs, Labels
 from edge_runtime.objectives import Budget
 from edge_runtime.state import StateDir
 from edge_runtime.swap import ActiveGates
 
-__all__ = ["Searches", "images_alike"]
-
-Labels = npt.NDArray[np.int64]
-
-ALIKE_LEVELS = 1.5
-"""Standard deviation over the images, in grey levels of 256, below which they show one and the same thing."""
-
-ALIKE_FROM = 8
-"""Images from which that is judged."""
+__all__ = ["Searches"]
 
 FOREGROUND_BATCH = 32
 BACKGROUND_BATCH = 4
@@ -67,15 +56,20 @@ class Searches:
         """After the last search."""
         self.error: EdgeError | None = None
         """Why the last search in the background failed; None where it did not."""
-        self.note = ""
-        """Why the last result could not be kept; empty where it was."""
         self._bundle, self._session, self._options = bundle, session, options
         self._active, self._control, self._state = active, control, state
         self._memory_name, self._duty, self._seed, self._clock_ns = memory_name, duty, seed, clock_ns
-        self._prior = AdditiveCost.damage(bundle.manifest.space, bundle.manifest.prior)
+        self._note = ""
+        self._checkpoints = Checkpoints(state, f"search-{memory_name}")
+        self._jobs = Jobs(bundle, session, self._checkpoints, calibrate=self._predictions, clock_ns=clock_ns)
         self._background: BackgroundJob | None = None
         self._lock = threading.Lock()  # held for moments: which search is the present one, and to apply its result
         self._learning = threading.Lock()
+
+    @property
+    def note(self) -> str:
+        """Why the last result, or the running search, could not be kept; empty where it was."""
+        return self._note or self._checkpoints.note
 
     @property
     def running(self) -> BackgroundJob | None:
@@ -101,6 +95,7 @@ class Searches:
             samples=job.evaluator.count,
             labelled=job.evaluator.labelled,
             seconds=job.seconds,
+            taken_up=job.evaluator.taken_up,
         )
 
     def run(
@@ -117,7 +112,11 @@ class Searches:
 
     def start(self, take: Callable[[], tuple[Frame, Labels | None]], budget: Budget, plan: AdaptPlan) -> None:
         """Search in the background instead of what is searched there; `take` gives the images, and is called there."""
-        before = self._active.gates
+        before, stop = self._active.gates, threading.Event()
+
+        def check() -> None:
+            if stop.is_set():
+                raise StoppedError
 
         def done(job: AdaptJob) -> None:
             with self._lock:
@@ -135,7 +134,12 @@ class Searches:
                 old.stop()
             self.error = None
             background = self._background = BackgroundJob(
-                lambda: self._job(*take(), plan, BACKGROUND_BATCH), done=done, failed=failed, duty=self._duty, after=old
+                lambda: self._job(*take(), plan, BACKGROUND_BATCH, check),
+                done=done,
+                failed=failed,
+                duty=self._duty,
+                after=old,
+                stop=stop,
             )
 
     def wait(self) -> AdaptStatus:
@@ -155,38 +159,20 @@ class Searches:
         if background is not None:
             background.close()
 
-    def _job(self, images: Frame, labels: Labels | None, plan: AdaptPlan, batch_size: int) -> AdaptJob:
-        if images_alike(images):
-            raise InputError(
-                f"the {len(images)} images are all but the same", hint="give images of different scenes to adapt to"
-            )
-        order = np.random.default_rng(plan.seed).permutation(len(images))
-        manifest = self._bundle.manifest
-        evaluator = Evaluator(
-            self._session,
-            manifest.space.default,
-            images[order],
-            manifest.preprocessing,
-            labels=None if labels is None else labels[order],
-            batch_size=batch_size,
-        )
-        one = {self._session.inputs[0].name: normalise(images[order[0]], manifest.preprocessing)[None]}
-        return AdaptJob(
-            finals=Finals(self._session, one, seed=plan.seed, clock_ns=self._clock_ns),
-            evaluator=evaluator,
-            calibrate=self._predictions,
-            prior=self._prior,
-            current=self._active.gates,
-            plan=plan,
-            clock_ns=self._clock_ns,
-        )
+    def _job(
+        self, images: Frame, labels: Labels | None, plan: AdaptPlan, batch_size: int, check: Check | None = None
+    ) -> AdaptJob:
+        current = self._active.gates
+        return self._jobs.make(images, labels, plan, batch_size=batch_size, current=current, check=check)
 
-    def _table(self) -> LatencyModel:
+    def _table(self, check: Check | None = None) -> LatencyModel:
         """The latency table of this machine; learned once, then remembered."""
         with self._learning:  # a search that was stopped may still be learning it
             if self.memory is None:
                 with self._state.scratch() as scratch:
-                    table = calibrate(self._bundle, self._session, self._options, seed=self._seed, scratch=scratch)
+                    table = calibrate(
+                        self._bundle, self._session, self._options, seed=self._seed, scratch=scratch, check=check
+                    )
                 self.memory = Memory(table)
                 self._keep()
             return self.memory.table
@@ -196,9 +182,9 @@ class Searches:
         if self.memory is not None and gates == self._active.gates:
             self.drift.add(self.memory.table, gates, latency_ms, time_s)
 
-    def _predictions(self) -> LatencyModel:
+    def _predictions(self, check: Check | None) -> LatencyModel:
         """The table as the machine is now."""
-        table, factor = self._table(), self.drift.factor
+        table, factor = self._table(check), self.drift.factor
         return table if factor is None else table.drifted(factor)
 
     def _apply(self, job: AdaptJob, budget: Budget, before: Gates) -> AdaptStatus:
@@ -212,6 +198,7 @@ class Searches:
         self.memory = Memory(self._table(), chosen, result.frontier, result.full_latency_ms, budget)
         self._active.swap(chosen.gates, f"adapted: {result.choice.reason}")
         self._keep()
+        self._checkpoints.remove()
         self.status = AdaptStatus(
             active=self._active.gates,
             phase="done",
@@ -226,6 +213,7 @@ class Searches:
             samples=job.evaluator.count,
             labelled=job.evaluator.labelled,
             seconds=job.seconds,
+            taken_up=job.evaluator.taken_up,
             ended_early=result.ended_early,
         )
         return self.status
@@ -239,17 +227,9 @@ class Searches:
 
     def _keep(self) -> None:
         """Write what is known; a disk that refuses costs the cache, never the answer."""
-        self.note = ""
+        self._note = ""
         if self.memory is not None:
             try:
                 self.memory.save(self._state, self._memory_name)
             except StateError as error:
-                self.note = str(error)
-
-
-def images_alike(images: Frame) -> bool:
-    """Whether images uint8 [n, H, W, 3] differ so little (black frames, a fixed scene) that they tell nothing."""
-    if len(images) < ALIKE_FROM:
-        return False
-    spread = images[:, ::4, ::4].astype(np.float32).std(axis=0)
-    return bool(spread.mean() < ALIKE_LEVELS)
+                self._note = str(error)

@@ -225,3 +225,26 @@ def test_the_lock_is_free_again_after_an_error(tmp_path: Path) -> None:
 def test_a_lock_file_that_cannot_be_opened_is_a_state_error(unwritable: Path) -> None:
     with pytest.raises(StateError, match="lock"), machine_lock("mine", folder=unwritable):
         pytest.fail("there is no such folder")
+
+
+def test_what_is_removed_is_gone_and_may_be_missing(state: StateDir) -> None:
+    state.write_json("thing.json", 1)
+    state.write_json("other.json", 2)
+    for _ in range(2):
+        state.remove("thing.json")
+        assert state.read_json("thing.json") is None
+    assert state.read_json("other.json") == 2
+    StateDir(None, "none").remove("thing.json")
+
+
+def test_what_killed_writers_left_is_removed_and_what_is_written_now_is_not(state: StateDir) -> None:
+    assert state.path is not None
+    old, new, other = (state.path / name for name in (".thing.json.aa.tmp", ".thing.json.bb.tmp", ".other.json.aa.tmp"))
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    state.write_json("thing.json", 1)
+    assert not old.exists()
+    assert new.exists()
+    assert other.exists()

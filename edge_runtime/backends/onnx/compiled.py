@@ -94,7 +94,9 @@ class CompiledSession:
         self._active = manifest.space.default
         self._held: Counter[Gates] = Counter()
         self._asking = threading.Lock()
-        self._answered = threading.Event()
+        self._answered = True
+        """Whether the active subnet has answered since it became active. No event: setting one takes a lock in Python
+        code, and a signal handler that raises there would leave it locked for good."""
         self._running: list[None] = []
         """One entry for each run of now; appending and popping need no lock."""
         self._background = Latest("nnf-edge-specialise", self._serve, give_back_freed)
@@ -114,7 +116,7 @@ class CompiledSession:
         finally:
             self._running.pop()
             if gates == self._active:
-                self._answered.set()
+                self._answered = True
         return dict(zip(self._output_names, values, strict=True))
 
     def prefer(self, gates: Gates) -> None:
@@ -128,7 +130,7 @@ class CompiledSession:
             self._active = gates
             if not self.specialises or self._graph is None or gates in self._special:
                 return
-            self._answered.clear()
+            self._answered = False
             self._background.ask(gates)  # where no thread can be had, tier 1 serves it
 
     @contextlib.contextmanager
@@ -151,7 +153,6 @@ class CompiledSession:
     def close(self) -> None:
         """Drop all native sessions; see `Session.close`."""
         self._graph = None
-        self._answered.set()
         self._background.stop()
         if self._making.acquire(timeout=CLOSE_SECONDS):  # else what is being made now sees that it is not wanted
             self._special.clear()
@@ -183,13 +184,13 @@ class CompiledSession:
 
     def _serve(self, gates: Gates) -> None:
         """Make what became active, after the frame that is waiting for it."""
-        self._answered.wait(FRAME_SECONDS)
-        self._make(gates, self._wait_for_frames)
+        self._wait_while(lambda: not self._answered)
+        self._make(gates, lambda: self._wait_while(lambda: bool(self._running)))
         self._trim()
 
-    def _wait_for_frames(self) -> None:
+    def _wait_while(self, busy: Callable[[], bool]) -> None:
         stop_s = time.monotonic() + FRAME_SECONDS
-        while self._running and self._graph is not None and time.monotonic() < stop_s:
+        while busy() and self._graph is not None and time.monotonic() < stop_s:
             time.sleep(POLL_SECONDS)
 
     def _make(self, gates: Gates, before_each: Callable[[], None] = lambda: None) -> None:

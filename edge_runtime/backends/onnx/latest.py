@@ -31,14 +31,17 @@ class Latest(Generic[T]):
 
     def __init__(self, name: str, do: Callable[[T], object], rest: Callable[[], object] = lambda: None) -> None:
         self._name, self._do, self._rest = name, weakref.WeakMethod(do), rest
-        self._changed = threading.Condition()
+        # Taken by itself, not through the condition: that would run Python code, in which a signal handler of the main
+        # thread may raise while the lock is held already and not yet guarded.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._asked: list[T] = []
         self._thread: threading.Thread | None = None
         self._stopped = False
 
     def ask(self, item: T) -> None:
         """Have it done soon, unless something else is asked for until then; nothing where no thread can be started."""
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 return
             self._asked = [item]
@@ -54,7 +57,7 @@ class Latest(Generic[T]):
 
     def stop(self) -> None:
         """Do nothing more, and wait for `STOP_SECONDS` at most until what is being done is finished."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._asked = []
             self._changed.notify()
@@ -65,7 +68,7 @@ class Latest(Generic[T]):
     def _work(self) -> None:
         rested = False
         while True:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._asked or self._stopped, 0 if rested else IDLE_SECONDS)
                 if not self._asked and (rested or self._stopped):
                     self._thread = None

@@ -1,0 +1,117 @@
+"""Makes the searches of one open model, and takes up the one that a killed process left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.adaptation import AdaptJob, AdaptPlan, Finals
+from edge_runtime.adaptation.checkpoint import Checkpoints, search_key
+from edge_runtime.adaptation.keeper import Keeper
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.backends.base import Session
+from edge_runtime.bundle import Bundle
+from edge_runtime.errors import InputError
+from edge_runtime.evaluate import Evaluator
+from edge_runtime.gates import Gates
+from edge_runtime.inputs import Frame, normalise
+from edge_runtime.measure import Clock, LatencyModel, heeding
+
+__all__ = ["Check", "Jobs", "Labels", "images_alike"]
+
+Labels = npt.NDArray[np.int64]
+Check = Callable[[], None]
+
+ALIKE_LEVELS = 1.5
+"""Standard deviation over the images, in grey levels of 256, below which they show one and the same thing."""
+
+ALIKE_FROM = 8
+"""Images from which that is judged."""
+
+
+class Jobs:
+    """Makes one search after the other.
+
+    Args:
+        bundle: What is searched.
+        session: The session that serves frames.
+        checkpoints: Where a running search is kept.
+        calibrate: Gives the latency table of this machine as it is now; called in the first slice of each search,
+            with that search's `check`.
+        clock_ns: Nanoseconds since some fixed moment.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        session: Session,
+        checkpoints: Checkpoints,
+        *,
+        calibrate: Callable[[Check | None], LatencyModel],
+        clock_ns: Clock,
+    ) -> None:
+        self._manifest, self._session, self._checkpoints = bundle.manifest, session, checkpoints
+        self._calibrate, self._clock_ns = calibrate, clock_ns
+        self._prior = AdditiveCost.damage(bundle.manifest.space, bundle.manifest.prior)
+
+    def make(
+        self,
+        images: Frame,
+        labels: Labels | None,
+        plan: AdaptPlan,
+        *,
+        batch_size: int,
+        current: Gates,
+        check: Check | None = None,
+    ) -> AdaptJob:
+        """A search; it goes on with a kept one on the same images, labels and plan, of another it tries the best first.
+
+        Args:
+            images: uint8 [n, H, W, 3] at the model's input size.
+            labels: Class index of each; None searches by agreement with the full subnet.
+            plan: How much is looked at.
+            batch_size: Images per run.
+            current: The active subnet.
+            check: Called beside every timed run; what it raises ends the search there.
+
+        Raises:
+            InputError: The images are all but the same.
+        """
+        if images_alike(images):
+            raise InputError(
+                f"the {len(images)} images are all but the same", hint="give images of different scenes to adapt to"
+            )
+        order = np.random.default_rng(plan.seed).permutation(len(images))
+        space, preprocessing = self._manifest.space, self._manifest.preprocessing
+        key = search_key(images, labels, plan, batch_size)
+        keeper = Keeper(self._checkpoints, key, self._checkpoints.read(space))
+        evaluator = Evaluator(
+            self._session,
+            space.default,
+            images[order],
+            preprocessing,
+            labels=None if labels is None else labels[order],
+            batch_size=batch_size,
+            known=keeper.values,
+        )
+        one = {self._session.inputs[0].name: normalise(images[order[0]], preprocessing)[None]}
+        return AdaptJob(
+            finals=Finals(self._session, one, seed=plan.seed, clock_ns=heeding(self._clock_ns, check)),
+            evaluator=evaluator,
+            calibrate=lambda: self._calibrate(check),
+            prior=self._prior,
+            current=current,
+            plan=plan,
+            keeper=keeper,
+            clock_ns=self._clock_ns,
+        )
+
+
+def images_alike(images: Frame) -> bool:
+    """Whether images uint8 [n, H, W, 3] differ so little (black frames, a fixed scene) that they tell nothing."""
+    if len(images) < ALIKE_FROM:
+        return False
+    spread = images[:, ::4, ::4].astype(np.float32).std(axis=0)
+    return bool(spread.mean() < ALIKE_LEVELS)
