@@ -2,9 +2,10 @@
 
 `EvolutionSearch` proposes subnets that are predicted to be within a latency limit; the caller measures their quality
 and tells it. The first generation comes from an exact plan over predicted latency and prior damage
-(`edge_runtime.additive`); later ones are children of the best told so far: crossover, mutation, repair, and of a few
-such children the one with the least prior damage. Every ask is a bounded piece of work, no subnet is asked twice, and
-the number of asks is bounded, so that a search always ends. The same seed and scores give the same asks.
+(`edge_runtime.additive`). Later ones are plans again, over damages that the told scores have corrected
+(`edge_runtime.surrogate`), and children of the best told so far: crossover, mutation, repair, and of a few such children
+the one with the least damage. Every ask is a bounded piece of work, no subnet is asked twice, and the number of asks is
+bounded, so that a search always ends. The same seed and scores give the same asks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from edge_runtime.checks import positive, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace, GateValue
 from edge_runtime.objectives import Score
+from edge_runtime.surrogate import LEAST_SCORES, DamageModel
 
 __all__ = ["EvolutionSearch", "covering_vectors", "near_budget_seeds", "random_gates"]
 
@@ -26,6 +28,7 @@ SMALL_SPACE = 4096
 _CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
 _SCREENED = 3  # children of which the one with the least prior damage is asked
 _DRAWS_PER_SEED = 8
+_PLANNED = 2.0  # plans over corrected damages for each place in a generation; some were asked before
 
 
 class EvolutionSearch:
@@ -67,6 +70,7 @@ class EvolutionSearch:
         self._reserve = _reserve(self._plan)
         self._asked: set[Gates] = set()
         self._told: dict[Gates, Score] = {}
+        self._screen = self._plan.damage
 
     @property
     def done(self) -> bool:
@@ -105,6 +109,8 @@ class EvolutionSearch:
             yield self._plan.best()
             yield from self._first
             yield from _near_budget(self._plan, self._population, self._rng)
+        if len(self._told) >= LEAST_SCORES:
+            yield from self._corrected()
         if self._told:
             parents = [score.gates for score in self.best(max(2, self._population // 2))]
             for _ in range(self._population):
@@ -113,6 +119,14 @@ class EvolutionSearch:
         for attempt in range(self._population):
             yield self._plan.draw(self._rng, self._plan.scale * (1 + attempt))
         yield from self._reserve
+
+    def _corrected(self) -> Iterator[Gates]:
+        """Plans over what is known by now: the best as expected, then the best of damages drawn from what is possible."""
+        model = DamageModel(self._plan.damage, list(self._told.values()))
+        self._screen = model.mean()
+        yield Plan(self._plan.cost, self._screen, self._plan.limit).best()
+        for _ in range(round(_PLANNED * self._population)):
+            yield Plan(self._plan.cost, model.draw(self._rng), self._plan.limit).best()
 
     def _screened_child(self, parents: Sequence[Gates]) -> list[Gates]:
         """The least damaging of a few new children within the limit; an empty list where none was found."""
@@ -123,7 +137,7 @@ class EvolutionSearch:
                 children.append(child)
             if len(children) == _SCREENED:
                 break
-        return [min(children, key=self._plan.damage)] if children else []
+        return [min(children, key=self._screen)] if children else []
 
     def _crossed(self, parents: Sequence[Gates]) -> Gates:
         """Each value from one of two parents; the better half of a tournament is likelier to be one."""

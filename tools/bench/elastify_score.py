@@ -1,7 +1,7 @@
 """What an arm is worth: the best subnet at each share of the oracle's latency, found by one and the same search.
 
 Every arm gets as many labelled evaluations at each share, on a split of its own. The search plans with the runtime's
-latency model; before it begins the limit is corrected by measuring the plan's best, and at its end the finalists are
+latency model; before it begins the limit is corrected by measuring a few subnets near it, and at its end the finalists are
 timed beside the oracle's static export, and the one within the share that is estimated the most accurate is tested.
 Each point is kept when it is done.
 """
@@ -15,6 +15,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,8 @@ __all__ = ["FRACTIONS", "Effort", "oracle_right", "score_arm"]
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 BATCH = 50
 CORRECTIONS, CLOSE = 3, 0.98
+TIMED_SEEDS = 5
+"""Subnets near a limit whose median ratio corrects it: one alone is off by a few percent."""
 FINALISTS, MOST_GROUPS = 4, 6
 """Subnets that are timed together, and how often as many more are, until one is within the share."""
 
@@ -54,8 +57,8 @@ ALL_THREADS = SessionOptions(threads=len(os.sched_getaffinity(0)))
 class Effort:
     """How much is spent on each point."""
 
-    population: int = 12
-    generations: int = 4
+    population: int = 16
+    generations: int = 6
     runs: int = 200
     """Timed runs of each finalist."""
 
@@ -161,12 +164,13 @@ class _Scorer:
         """Milliseconds of the model that stand for a share of the oracle's latency, near that share."""
         limit_ms = fraction * self._model.predict_ms(self._space.default) / self._full_ratio
         for _ in range(CORRECTIONS):
-            gates = near_budget_seeds(self._space, self._model.cost, self._damage, limit_ms, 1, self._seed)[0]
+            seeds = near_budget_seeds(self._space, self._model.cost, self._damage, limit_ms, TIMED_SEEDS, self._seed)
             with alone(self._what):
-                ratio = self._ratios([gates])[0]
-            if CLOSE * fraction <= ratio <= fraction or (ratio < fraction and gates.is_default):
+                ratios = self._ratios(seeds)
+            factor = median(self._model.predict_ms(gates) / ratio for gates, ratio in zip(seeds, ratios, strict=True))
+            before, limit_ms = limit_ms, fraction * factor
+            if CLOSE * limit_ms <= before <= limit_ms or seeds[0].is_default:
                 break
-            limit_ms = fraction * self._model.predict_ms(gates) / ratio
         return limit_ms
 
     def _searched(self, limit_ms: float) -> EvolutionSearch:

@@ -1,0 +1,118 @@
+"""What the subnets that were evaluated say of every alternative: the prior damage, corrected by what was seen here.
+
+The log of the quality that a subnet lost is taken as a sum over its decisions. The bundle's prior damage, scaled to what
+was seen, is the prior mean of each term; scores correct it by Bayesian linear regression. As the corrected damage is a
+sum again, `Plan` finds the best subnet under a latency limit for any draw from the posterior: proposing those is
+Thompson sampling (Thompson 1933; Russo et al. 2018, arXiv 1707.02038), which tries what might be best, and tries less of
+it the surer it becomes. Sees no clock, file or device.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.gates import Gates
+from edge_runtime.objectives import Score
+
+__all__ = ["DamageModel"]
+
+LEAST_SCORES = 4
+"""Fewer say too little to correct a prior."""
+
+DOUBT = 0.5
+"""Standard deviation of what the prior says of one decision, relative to it: what ships with a bundle is rough."""
+
+DOUBT_FLOOR = 0.2
+"""The same for decisions of which the prior says nothing, relative to the mean of all."""
+
+MISFIT = 0.02
+"""Standard deviation of what a sum of decisions cannot say of the log of a quality."""
+
+Matrix: TypeAlias = npt.NDArray[np.float64]
+
+
+class DamageModel:
+    """The damage of each decision as scores and prior have it. Damages are lost log quality; lower is better.
+
+    Args:
+        prior: Expected damage of a subnet, in any unit.
+        scores: Of different subnets of its space, `LEAST_SCORES` or more.
+    """
+
+    def __init__(self, prior: AdditiveCost, scores: Sequence[Score]) -> None:
+        self._space, self._base = prior.space, prior.base
+        rows = [(index, place, entry) for index, row in enumerate(prior.entries) for place, entry in enumerate(row)]
+        # The original, of which the prior says nothing, is what the others are compared with.
+        self._terms = [(index, place) for index, place, entry in rows if entry or place or self._has_bits(index)]
+        self._columns = {term: column for column, term in enumerate(self._terms)}
+        design = np.array([self._features(score.gates) for score in scores])
+        losses, noise = _losses(scores)
+        damages = np.array([prior.entries[index][place] for index, place in self._terms])
+        expected = _slope(design @ damages, losses) * damages
+        self._mean, self._root = _posterior(design, losses, noise, expected)
+
+    def mean(self) -> AdditiveCost:
+        """The expected damage of each decision."""
+        return self._cost(self._mean)
+
+    def draw(self, rng: random.Random) -> AdditiveCost:
+        """Damages that are as likely as what is known makes them."""
+        steps = np.random.default_rng(rng.getrandbits(63)).standard_normal(self._root.shape[1])
+        return self._cost(self._mean + self._root @ steps)
+
+    def _has_bits(self, index: int) -> bool:
+        return self._space.groups[index].kind != "choice"
+
+    def _features(self, gates: Gates) -> list[float]:
+        """1 for each term that the subnet has."""
+        found = [0.0] * len(self._terms)
+        for index, (value, active) in enumerate(zip(gates.values, gates.active, strict=True)):
+            on = [value] if isinstance(value, int) else [place for place, bit in enumerate(value) if bit]
+            for place in on if active else ():
+                column = self._columns.get((index, place))
+                if column is not None:
+                    found[column] = 1.0
+        return found
+
+    def _cost(self, damages: Matrix) -> AdditiveCost:
+        rows = [[0.0] * group.size for group in self._space.groups]
+        for (index, place), damage in zip(self._terms, damages.tolist(), strict=True):
+            rows[index][place] = damage
+        return AdditiveCost(self._space, self._base, tuple(tuple(row) for row in rows))
+
+
+def _losses(scores: Sequence[Score]) -> tuple[Matrix, Matrix]:
+    """Minus the log of each quality, and the variance of it."""
+    samples = np.array([max(1, score.samples) for score in scores], np.float64)
+    quality = np.maximum(np.array([score.quality for score in scores]), 0.5 / samples)
+    return -np.log(quality), np.maximum(1 - quality, 0.0) / (quality * samples) + MISFIT**2
+
+
+def _slope(damages: Matrix, losses: Matrix) -> float:
+    """Lost log quality per unit of prior damage, by least squares; of a prior that explains nothing, a little of it."""
+    spread = float(damages.std())
+    size = math.sqrt(float((damages**2).mean())) or 1.0
+    if spread < 1e-9 * size:
+        return float(losses.std()) / size
+    slope = float(np.cov(damages, losses, bias=True)[0, 1]) / spread**2
+    return max(slope, 0.1 * float(losses.std()) / spread)
+
+
+def _posterior(design: Matrix, losses: Matrix, noise: Matrix, expected: Matrix) -> tuple[Matrix, Matrix]:
+    """Mean of each term, and a root of their covariance. A constant beside them, of which nothing is known, is fitted."""
+    size = np.abs(expected).mean() if len(expected) else 0.0
+    doubt = DOUBT * np.abs(expected) + DOUBT_FLOOR * size + 1e-9
+    columns = np.column_stack([design, np.ones(len(losses))])
+    mean, deviation = np.append(expected, 0.0), np.append(doubt, 1e3)
+    precision = np.diag(deviation**-2.0) + columns.T @ (columns / noise[:, None])
+    mean = mean + np.linalg.solve(precision, columns.T @ ((losses - columns @ mean) / noise))
+    # With precision = L L', inverse(L') is a root of the covariance.
+    root = np.linalg.inv(np.linalg.cholesky(precision)).T
+    return mean[:-1], root[:-1]
