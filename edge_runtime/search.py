@@ -3,9 +3,9 @@
 `EvolutionSearch` proposes subnets that are predicted to be within a latency limit; the caller measures their quality
 and tells it. The first generation comes from an exact plan over predicted latency and prior damage
 (`edge_runtime.additive`). Later ones are plans again, over damages that the told scores have corrected
-(`edge_runtime.surrogate`), and children of the best told so far: crossover, mutation, repair, and of a few such children
-the one with the least damage. Every ask is a bounded piece of work, no subnet is asked twice, and the number of asks is
-bounded, so that a search always ends. The same seed and scores give the same asks.
+(`edge_runtime.surrogate`), and children of the best told so far: crossover, mutation, repair, and of a few such
+children the one with the least damage. Every ask is a bounded piece of work, no subnet is asked twice, and the number
+of asks is bounded, so that a search always ends. The same seed and scores give the same asks.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class EvolutionSearch:
         yield from self._reserve
 
     def _corrected(self) -> Iterator[Gates]:
-        """Plans over what is known by now: the best as expected, then the best of damages drawn from what is possible."""
+        """Plans over what is known now: the best as expected, then the best of damages drawn from what is possible."""
         model = DamageModel(self._plan.damage, list(self._told.values()))
         self._screen = model.mean()
         yield Plan(self._plan.cost, self._screen, self._plan.limit).best()

@@ -1,10 +1,10 @@
 """What the subnets that were evaluated say of every alternative: the prior damage, corrected by what was seen here.
 
-The log of the quality that a subnet lost is taken as a sum over its decisions. The bundle's prior damage, scaled to what
-was seen, is the prior mean of each term; scores correct it by Bayesian linear regression. As the corrected damage is a
-sum again, `Plan` finds the best subnet under a latency limit for any draw from the posterior: proposing those is
-Thompson sampling (Thompson 1933; Russo et al. 2018, arXiv 1707.02038), which tries what might be best, and tries less of
-it the surer it becomes. Sees no clock, file or device.
+The log of the quality that a subnet lost is taken as a sum over its decisions. The bundle's prior damage, scaled to
+what was seen, is the prior mean of each term; scores correct it by Bayesian linear regression. As the corrected damage
+is a sum again, `Plan` finds the best subnet under a latency limit for any draw from the posterior: proposing those is
+Thompson sampling (Thompson 1933; Russo et al. 2018, arXiv 1707.02038), which tries what might be best, and tries less
+of it the surer it becomes. Sees no clock, file or device.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _slope(damages: Matrix, losses: Matrix) -> float:
 
 
 def _posterior(design: Matrix, losses: Matrix, noise: Matrix, expected: Matrix) -> tuple[Matrix, Matrix]:
-    """Mean of each term, and a root of their covariance. A constant beside them, of which nothing is known, is fitted."""
+    """Mean of each term, and a root of their covariance, with a constant beside them of which nothing is known."""
     size = np.abs(expected).mean() if len(expected) else 0.0
     doubt = DOUBT * np.abs(expected) + DOUBT_FLOOR * size + 1e-9
     columns = np.column_stack([design, np.ones(len(losses))])

@@ -1,8 +1,8 @@
 """What an arm is worth: the best subnet at each share of the oracle's latency, found by one and the same search.
 
 Every arm gets as many labelled evaluations at each share, on a split of its own. The search plans with the runtime's
-latency model; before it begins the limit is corrected by measuring a few subnets near it, and at its end the finalists are
-timed beside the oracle's static export, and the one within the share that is estimated the most accurate is tested.
+latency model; before it begins the limit is corrected by measuring a few subnets near it, and at its end the finalists
+are timed beside the oracle's static export, and the one within the share that is estimated the most accurate is tested.
 Each point is kept when it is done.
 """
 
