@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from builder.distill.losses import normalised_error
-from builder.elastify.supernet import Supernet
+from builder.elastify import Supernet, with_folded_originals
 from builder.runlog import RunLog
 from builder.training import Batch, BatchSource, Compute, LoopConfig, identity_of, run_loop
 from builder.training.loop import Backward
@@ -64,9 +64,11 @@ def train_local(
     if not tasks:  # skips alone learn nothing
         return 0.0
 
+    quick = with_folded_originals(supernet)
+
     def step(batch: Batch, progress: float, backward: Backward) -> float:
         with torch.no_grad():
-            teacher = supernet.features(batch[0], supernet.space.default)
+            teacher = quick.features(batch[0], quick.space.default)
         total = 0.0
         for first, last, module in tasks:
             loss = normalised_error(module(teacher.entries[first]), teacher.exits[last])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from builder.distill.losses import is_logits, normalised_error, output_distance
 from builder.distill.prior import measure_prior
 from builder.distill.sampler import PathSampler, checked_cost
-from builder.elastify.supernet import Features, Supernet
+from builder.elastify import Features, Supernet, with_folded_originals
 from builder.runlog import RunLog
 from builder.training import Batch, BatchSource, Compute, LoopConfig, identity_of, run_loop
 from builder.training.loop import Backward
@@ -91,16 +91,17 @@ def train_paths(
     if not any(parameter.requires_grad for parameter in supernet.bodies.parameters()):  # skips alone learn nothing
         return 0.0
     sampler = _sampler(supernet, source, compute, latency)
+    quick = with_folded_originals(supernet)
 
     def step(batch: Batch, progress: float, backward: Backward) -> float:
         _set_statistics(supernet.bodies, moving=progress < FREEZE_STATISTICS_AT)
         images, labels = batch
         with torch.no_grad():
-            teacher = supernet.features(images, supernet.space.default)
+            teacher = quick.features(images, quick.space.default)
         total = 0.0
         for _ in range(config.paths_per_step):
             gates = sampler.sample()
-            loss = _path_loss(supernet.features(images, gates), teacher, labels, config) / config.paths_per_step
+            loss = _path_loss(quick.features(images, gates), teacher, labels, config) / config.paths_per_step
             if loss.requires_grad:  # the drawn path may be the frozen original itself
                 backward(loss)
             total += loss.item()

@@ -95,6 +95,7 @@ def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, *, minutes:
     folder = work / arm.folder
     if (folder / FIGURES).exists():
         return
+    folder.mkdir(parents=True, exist_ok=True)
     oracle, fit_images = load_oracle(work), spread(images.train, FIT_IMAGES)
     reference = reference_of(oracle, work)
     train = images.train if arm.name != "ours-unlabelled" else dataclasses.replace(images.train, labels=None)
