@@ -141,7 +141,7 @@ def _evolved(search: EvolutionSearch, evaluator: Evaluator, cost: AdditiveCost, 
 
 
 class _Unseeded(EvolutionSearch):
-    """Evolution whose first generation is random subnets within the limit."""
+    """Evolution alone: its first generation is random subnets within the limit, and nothing is planned later."""
 
     def _proposals(self) -> Iterator[Gates]:
         if self._asked:
@@ -149,3 +149,6 @@ class _Unseeded(EvolutionSearch):
             return
         plan = Plan(self._plan.cost, self._plan.damage.scaled(0.0), self._plan.limit)
         yield from random_feasible(plan, self._population, self._rng)
+
+    def _corrected(self) -> Iterator[Gates]:
+        yield from ()
