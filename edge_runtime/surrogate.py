@@ -52,11 +52,17 @@ class DamageModel:
         # The original, of which the prior says nothing, is what the others are compared with.
         self._terms = [(index, place) for index, place, entry in rows if entry or place or self._has_bits(index)]
         self._columns = {term: column for column, term in enumerate(self._terms)}
+        self._scores = tuple(scores)
         design = np.array([self._features(score.gates) for score in scores])
         losses, noise = _losses(scores)
         damages = np.array([prior.entries[index][place] for index, place in self._terms])
         expected = _slope(design @ damages, losses) * damages
-        self._mean, self._root = _posterior(design, losses, noise, expected)
+        columns = np.column_stack([design, _constants(scores)])
+        doubt = _doubt(design, losses - design @ expected, noise, expected)
+        mean, root = _posterior(columns, losses, noise + MISFIT**2, expected, doubt)
+        self._mean, self._root = mean[: len(expected)], root[: len(expected)]
+        sums = columns @ mean
+        self._losses = sums + MISFIT**2 / (noise + MISFIT**2) * (losses - sums)
 
     def mean(self) -> AdditiveCost:
         """The expected damage of each decision."""
@@ -66,6 +72,14 @@ class DamageModel:
         """Damages that are as likely as what is known makes them."""
         steps = np.random.default_rng(rng.getrandbits(63)).standard_normal(self._root.shape[1])
         return self._cost(self._mean + self._root @ steps)
+
+    def qualities(self) -> dict[Gates, float]:
+        """The quality that each scored subnet most likely has; of many scores the best was lucky.
+
+        Of what a score differs from the sum of its decisions, the share is kept that is no noise of few images.
+        """
+        qualities = np.exp(-np.maximum(self._losses, 0.0)).tolist()
+        return dict(zip((score.gates for score in self._scores), qualities, strict=True))
 
     def _has_bits(self, index: int) -> bool:
         return self._space.groups[index].kind != "choice"
@@ -89,10 +103,10 @@ class DamageModel:
 
 
 def _losses(scores: Sequence[Score]) -> tuple[Matrix, Matrix]:
-    """Minus the log of each quality, and the variance of it."""
+    """Minus the log of each quality, and the variance that few images give it."""
     samples = np.array([max(1, score.samples) for score in scores], np.float64)
     quality = np.maximum(np.array([score.quality for score in scores]), 0.5 / samples)
-    return -np.log(quality), np.maximum(1 - quality, 0.0) / (quality * samples) + MISFIT**2
+    return -np.log(quality), np.maximum(1 - quality, 0.0) / (quality * samples)
 
 
 def _slope(damages: Matrix, losses: Matrix) -> float:
@@ -105,14 +119,33 @@ def _slope(damages: Matrix, losses: Matrix) -> float:
     return max(slope, 0.1 * float(losses.std()) / spread)
 
 
-def _posterior(design: Matrix, losses: Matrix, noise: Matrix, expected: Matrix) -> tuple[Matrix, Matrix]:
-    """Mean of each term, and a root of their covariance, with a constant beside them of which nothing is known."""
-    size = np.abs(expected).mean() if len(expected) else 0.0
-    doubt = DOUBT * np.abs(expected) + DOUBT_FLOOR * size + 1e-9
-    columns = np.column_stack([design, np.ones(len(losses))])
-    mean, deviation = np.append(expected, 0.0), np.append(doubt, 1e3)
+def _constants(scores: Sequence[Score]) -> Matrix:
+    """A column for each number of images: other images are easier or harder for all subnets alike."""
+    samples = np.array([score.samples for score in scores])
+    return np.asarray(samples[:, None] == np.unique(samples), np.float64)
+
+
+def _doubt(design: Matrix, left: Matrix, noise: Matrix, expected: Matrix) -> Matrix:
+    """Standard deviation of what the prior says of each term: rough in any case, more where it leaves much unsaid.
+
+    What is left of the losses beyond the noise of few images is shared out among the terms that vary.
+    """
+    sizes = np.abs(expected)
+    size = float(sizes.sum()) / max(1, len(sizes))
+    weights = sizes + (size or 1.0)
+    unsaid = math.sqrt(max(0.0, float(left.var() - noise.mean()) - MISFIT**2))
+    varies = math.sqrt(float((weights**2 * design.var(axis=0)).sum()))
+    rough: Matrix = DOUBT * sizes + DOUBT_FLOOR * size + 1e-9
+    return np.maximum(rough, weights * unsaid / varies) if varies > 0 else rough
+
+
+def _posterior(
+    columns: Matrix, losses: Matrix, noise: Matrix, expected: Matrix, doubt: Matrix
+) -> tuple[Matrix, Matrix]:
+    """Mean of each column's weight, and a root of their covariance; of those behind `expected` nothing is known."""
+    free = columns.shape[1] - len(expected)
+    mean, deviation = np.append(expected, np.zeros(free)), np.append(doubt, np.full(free, 1e3))
     precision = np.diag(deviation**-2.0) + columns.T @ (columns / noise[:, None])
     mean = mean + np.linalg.solve(precision, columns.T @ ((losses - columns @ mean) / noise))
     # With precision = L L', inverse(L') is a root of the covariance.
-    root = np.linalg.inv(np.linalg.cholesky(precision)).T
-    return mean[:-1], root[:-1]
+    return mean, np.linalg.inv(np.linalg.cholesky(precision)).T

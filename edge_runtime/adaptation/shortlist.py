@@ -19,6 +19,7 @@ from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Score
 from edge_runtime.search import EvolutionSearch, near_budget_seeds
+from edge_runtime.surrogate import LEAST_SCORES, DamageModel
 
 __all__ = ["Shortlist"]
 
@@ -85,7 +86,7 @@ class Shortlist:
         per_image = yield from self._climb(first)
         self._set_goal(per_image)
         yield from self._evolve(search, deadline=self._plan.seconds - self._reserve(per_image))
-        self.pool = [score.gates for score in search.best(self._plan.population * self._plan.generations)]
+        self.pool = self._ranked([score.gates for score in search.best(self._plan.population * self._plan.generations)])
         yield from self._halve()
 
     def _climb(self, first: int) -> Generator[None, None, float]:
@@ -193,10 +194,17 @@ class Shortlist:
         for stage in range(1, last + 1):
             keep = SURVIVORS * self._plan.finalists if stage < last else self._plan.finalists + 2
             survivors, cut = self.pool[:keep], self.pool[keep:]
-            for gates in cut:
+            for place, gates in enumerate(cut, keep + 1):
                 score = self.score(gates)
-                at = self.score(survivors[-1]).quality
-                self.fallen[gates] = f"quality {score.quality:.3f} on {score.samples} images, the cut was at {at:.3f}"
+                self.fallen[gates] = f"place {place} of {len(self.pool)} after {score.samples} images"
             yield from self.evaluate(survivors, self._images(stage))
             yield from self.evaluate(self.ladder, self._images(min(stage, last - 1)))
-            self.pool = sorted(survivors, key=lambda gates: (-self.score(gates).quality, self._cost(gates)))
+            self.pool = self._ranked(survivors)
+
+    def _ranked(self, pool: Sequence[Gates]) -> list[Gates]:
+        """Best first by the quality that each most likely has."""
+        scores = {gates: self.score(gates) for gates in (*pool, *self.fallen)}
+        likely = {gates: score.quality for gates, score in scores.items()}
+        if len(scores) >= LEAST_SCORES:
+            likely = DamageModel(self._prior, list(scores.values())).qualities()
+        return sorted(pool, key=lambda gates: (-likely[gates], self._cost(gates)))

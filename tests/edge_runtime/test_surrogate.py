@@ -122,3 +122,27 @@ def _share_made_good(seed: int) -> float:
         search.tell([scored(gates, math.exp(-truth(gates))) for gates in search.ask()])
     best, worst = (truth(Plan(latency, damage, limit).best()) for damage in (truth, wrong))
     return (worst - truth(search.best(1)[0].gates)) / (worst - best)
+
+
+@pytest.mark.parametrize("prior", [table(1), table(2)], ids=["right prior", "wrong prior"])
+def test_likely_qualities_are_nearer_the_truth_than_what_few_images_say(prior: AdditiveCost) -> None:
+    truth, rng = table(1), random.Random(3)
+    subnets = list(dict.fromkeys(random_gates(SPACE, rng) for _ in range(100)))
+    true = {gates: math.exp(-truth(gates)) for gates in subnets}
+    scores = [
+        scored(gates, sum(rng.random() < true[gates] for _ in range(samples)) / samples, samples)
+        for gates, samples in zip(subnets, [32] * 80 + [128] * 20, strict=True)
+    ]
+    likely = DamageModel(prior, scores).qualities()
+    raw_error, error = (
+        statistics.fmean((found - true[gates]) ** 2 for gates, found in pairs)
+        for pairs in ([(score.gates, score.quality) for score in scores], likely.items())
+    )
+    assert error < 0.5 * raw_error
+
+
+def test_what_many_images_say_of_a_subnet_is_believed() -> None:
+    truth = table(1)
+    scores = drawn(truth, 60)
+    odd = scored(scores[0].gates, 0.3 * scores[0].quality, 10**6)
+    assert DamageModel(truth, [odd, *scores[1:]]).qualities()[odd.gates] == pytest.approx(odd.quality, rel=0.02)
