@@ -28,7 +28,7 @@ SMALL_SPACE = 4096
 _CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
 _SCREENED = 3  # children of which the one with the least prior damage is asked
 _DRAWS_PER_SEED = 8
-_PLANNED = 2.0  # plans over corrected damages for each place in a generation; some were asked before
+_PLANNED = 1.0  # plans over corrected damages for each place in a generation; some were asked before
 
 
 class EvolutionSearch:
