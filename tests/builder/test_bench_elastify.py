@@ -1,5 +1,6 @@
 """The parts of tools/bench/elastify.py that a wrong figure could come from; the bench itself takes hours."""
 
+import dataclasses
 import io
 import json
 import os
@@ -17,8 +18,9 @@ torch = pytest.importorskip("torch")
 BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench"
 sys.path.insert(0, str(BENCH))
 
+import elastify_arms
 import elastify_pace
-from elastify_arms import Arm
+from elastify_arms import BUNDLE, FIGURES, Arm, train_arm
 from elastify_data import PER_CLASS, load_images
 from elastify_points import keep
 from elastify_recipes import adaptivenet_stages, purpose_stages
@@ -28,6 +30,7 @@ from elastify_supernets import adaptivenet, in_pieces, sliced
 from builder.data import ImageSet, source_of
 from builder.elastify import elastify
 from builder.runlog import RunLog
+from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, StateError
 from tests.builder.nets import BottleneckNet, images, made
 
@@ -126,6 +129,16 @@ def test_a_network_of_its_own_is_narrower_and_wholly_trained():
     (stage,) = purpose_stages(student, teacher, 4, seed=0)
     stage.train(4, labelled_source(), None, RunLog(stream=io.StringIO()))
     assert all(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
+
+
+def test_the_arm_without_training_is_built_in_a_folder_of_its_own(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(elastify_arms, "load_oracle", lambda work: made(BottleneckNet))
+    arm, five = Arm("pruned", 0), tuple("abcde")  # as many as the network names
+    splits = dataclasses.replace(load_images(data, seed=0), class_names=five)
+    train_arm(arm, splits, tmp_path, RunLog(stream=io.StringIO()), minutes=1.0)
+    figures = json.loads((tmp_path / arm.folder / FIGURES).read_text())
+    assert figures["parity"] < 1e-3
+    assert figures["subnets"] == float(Bundle.read(tmp_path / arm.folder / BUNDLE).manifest.space.size())
 
 
 def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatch):
