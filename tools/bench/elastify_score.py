@@ -57,8 +57,8 @@ ALL_THREADS = SessionOptions(threads=len(os.sched_getaffinity(0)))
 class Effort:
     """How much is spent on each point."""
 
-    population: int = 16
-    generations: int = 6
+    population: int = 14
+    generations: int = 5
     runs: int = 200
     """Timed runs of each finalist."""
 
