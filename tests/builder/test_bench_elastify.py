@@ -22,7 +22,7 @@ import elastify_arms
 import elastify_pace
 from elastify_arms import BUNDLE, FIGURES, Arm, train_arm
 from elastify_data import PER_CLASS, load_images
-from elastify_points import keep
+from elastify_points import keep, kept_points, kept_right, share_out
 from elastify_recipes import adaptivenet_stages, purpose_stages
 from elastify_report import report
 from elastify_supernets import adaptivenet, in_pieces, sliced
@@ -184,3 +184,19 @@ def test_the_report_pairs_arms_by_image(tmp_path):
     assert met["under the oracle at 60 %"] is False
     assert met["under the oracle at 80 %"] is None
     assert set(found["arms"]) == {arm.folder for arm in arms[:4]}
+
+
+def test_a_share_gets_the_best_subnet_within_it_whichever_search_found_it(tmp_path):
+    rows = {0.9: (0.85, 0.70, 1), 0.6: (0.58, 0.50, 0), 0.5: (0.49, 0.55, 1), 0.4: (0.39, 0.52, 0)}
+    for fraction, (ratio, search_accuracy, right) in rows.items():
+        point = {"fraction": fraction, "ratio": ratio, "search_accuracy": search_accuracy}
+        keep(tmp_path, fraction, point, np.array([float(right)]))
+    keep(tmp_path, 0.3, {"fraction": 0.3, "reachable": False}, None)
+    for _ in range(2):  # done again, it changes nothing
+        share_out(tmp_path)
+        points = kept_points(tmp_path)
+        assert [points[f"{f:.4f}"].get("found_at", f) for f in (0.9, 0.6, 0.5, 0.4)] == [0.9, 0.5, 0.5, 0.4]
+        assert points["0.6000"]["ratio"] == 0.49
+        assert points["0.6000"]["fraction"] == 0.6
+        assert kept_right(tmp_path, 0.6).tolist() == [1.0]
+        assert points["0.3000"] == {"fraction": 0.3, "reachable": False}

@@ -13,7 +13,7 @@ import numpy as np
 from builder.files import write_atomically
 from edge_runtime.quality import Values
 
-__all__ = ["is_kept", "keep", "kept_points", "kept_right"]
+__all__ = ["is_kept", "keep", "kept_points", "kept_right", "share_out"]
 
 
 def kept_points(folder: Path) -> dict[str, Any]:
@@ -40,6 +40,21 @@ def keep(folder: Path, fraction: float, point: dict[str, Any], right: Values | N
             np.save(file, right.astype(np.uint8))
     points = kept_points(folder) | {_key(fraction): point}
     write_atomically(folder / "score.json", json.dumps(points, indent=1).encode())
+
+
+def share_out(folder: Path) -> None:
+    """Give each share the best subnet within it that any search of this arm found: one for less time serves it too.
+
+    The best is that of the highest accuracy on the search images; the test images decide nothing.
+    """
+    points = {key: point for key, point in kept_points(folder).items() if point.get("search_accuracy") is not None}
+    for point in points.values():
+        within = [other for other in points.values() if other["ratio"] <= point["fraction"]]
+        best = max(within, key=lambda other: float(other["search_accuracy"]))
+        if best is not point:
+            found_at = best.get("found_at", best["fraction"])
+            right = kept_right(folder, best["fraction"])
+            keep(folder, point["fraction"], best | {"fraction": point["fraction"], "found_at": found_at}, right)
 
 
 def _key(fraction: float) -> str:

@@ -3,7 +3,8 @@
 Every arm gets as many labelled evaluations at each share, on a split of its own. The search plans with the runtime's
 latency model; before it begins the limit is corrected by measuring a few subnets near it, and at its end the finalists
 are timed beside the oracle's static export, and the one within the share that is estimated the most accurate is tested.
-Each point is kept when it is done.
+Each point is kept when it is done; at the end a share gets the best of all subnets within it, whichever share's search
+found it.
 """
 
 # ruff: noqa: TID251 - a bench may use the builder; only the runtime must not
@@ -23,7 +24,7 @@ from elastify_arms import BUNDLE, PLAIN, Arm, latency_ratio
 from elastify_data import TinyImages
 from elastify_oracle import GRAPH
 from elastify_pace import alone
-from elastify_points import is_kept, keep
+from elastify_points import is_kept, keep, share_out
 
 from builder.runlog import RunLog
 from edge_runtime.additive import AdditiveCost
@@ -80,9 +81,15 @@ def score_arm(
     folder = work / arm.folder
     wanted = fractions if arm.fraction is None else (arm.fraction,)
     missing = [fraction for fraction in wanted if not is_kept(folder, fraction)]
-    if not missing:
-        return
-    oracle = open_static((work / GRAPH).read_bytes(), ONE_THREAD)
+    if missing:
+        _score_missing(arm, images, work, missing, effort, seed, log)
+    share_out(folder)
+
+
+def _score_missing(
+    arm: Arm, images: TinyImages, work: Path, missing: Sequence[float], effort: Effort, seed: int, log: RunLog
+) -> None:
+    folder, oracle = work / arm.folder, open_static((work / GRAPH).read_bytes(), ONE_THREAD)
     if arm.fraction is not None:
         keep(folder, arm.fraction, *_network_point(folder, oracle, images, effort))
         return
