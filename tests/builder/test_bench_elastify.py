@@ -191,11 +191,12 @@ def test_a_share_gets_the_best_subnet_within_it_whichever_search_found_it(tmp_pa
     for fraction, (ratio, search_accuracy, right) in rows.items():
         point = {"fraction": fraction, "ratio": ratio, "search_accuracy": search_accuracy}
         keep(tmp_path, fraction, point, np.array([float(right)]))
-    keep(tmp_path, 0.3, {"fraction": 0.3, "reachable": False}, None)
+    for fraction in (0.3, 0.45):
+        keep(tmp_path, fraction, {"fraction": fraction, "reachable": False}, None)
     for _ in range(2):  # done again, it changes nothing
         share_out(tmp_path)
         points = kept_points(tmp_path)
-        assert [points[f"{f:.4f}"].get("found_at", f) for f in (0.9, 0.6, 0.5, 0.4)] == [0.9, 0.5, 0.5, 0.4]
+        assert [points[f"{f:.4f}"].get("found_at", f) for f in (0.9, 0.6, 0.5, 0.45, 0.4)] == [0.9, 0.5, 0.5, 0.4, 0.4]
         assert points["0.6000"]["ratio"] == 0.49
         assert points["0.6000"]["fraction"] == 0.6
         assert kept_right(tmp_path, 0.6).tolist() == [1.0]

@@ -47,10 +47,11 @@ def share_out(folder: Path) -> None:
 
     The best is that of the highest accuracy on the search images; the test images decide nothing.
     """
-    points = {key: point for key, point in kept_points(folder).items() if point.get("search_accuracy") is not None}
-    for point in points.values():
-        within = [other for other in points.values() if other["ratio"] <= point["fraction"]]
-        best = max(within, key=lambda other: float(other["search_accuracy"]))
+    points = list(kept_points(folder).values())
+    found = [point for point in points if point.get("search_accuracy") is not None]
+    for point in points:
+        within = [other for other in found if other["ratio"] <= point["fraction"]]
+        best = max(within, key=lambda other: float(other["search_accuracy"]), default=point)
         if best is not point:
             found_at = best.get("found_at", best["fraction"])
             right = kept_right(folder, best["fraction"])
