@@ -18,7 +18,6 @@ from edge_runtime.checks import positive, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace, GateValue
 from edge_runtime.objectives import Score
-from edge_runtime.surrogate import LEAST_SCORES, DamageModel
 
 __all__ = ["EvolutionSearch", "covering_vectors", "near_budget_seeds", "random_gates"]
 
@@ -109,9 +108,8 @@ class EvolutionSearch:
             yield self._plan.best()
             yield from self._first
             yield from _near_budget(self._plan, self._population, self._rng)
-        if len(self._told) >= LEAST_SCORES:
-            yield from self._corrected()
         if self._told:
+            yield from self._corrected()
             parents = [score.gates for score in self.best(max(2, self._population // 2))]
             for _ in range(self._population):
                 yield from self._screened_child(parents)
@@ -122,6 +120,10 @@ class EvolutionSearch:
 
     def _corrected(self) -> Iterator[Gates]:
         """Plans over what is known now: the best as expected, then the best of damages drawn from what is possible."""
+        from edge_runtime.surrogate import LEAST_SCORES, DamageModel  # here, as it needs numpy, and planning does not
+
+        if len(self._told) < LEAST_SCORES:
+            return
         model = DamageModel(self._plan.damage, list(self._told.values()))
         self._screen = model.mean()
         yield Plan(self._plan.cost, self._screen, self._plan.limit).best()

@@ -128,7 +128,7 @@ def _train(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
-    """Points of every trained arm; ours also at the latency of each network that was made for one."""
+    """Points of every trained arm, at the latency of each network that was made for one too."""
     work, images = arguments.work, _images(arguments)
     if not (work / RESULT).exists():
         raise StateError(f"there is no oracle in {work}", hint="train it first: elastify.py oracle")
@@ -139,8 +139,7 @@ def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
             score_arm(arm, images, work, (), scale.effort, SEED, log)
         theirs = [point["ratio"] for arm in made_for_one for point in kept_points(work / arm.folder).values()]
         for arm in (arm for arm in trained if arm.fraction is None):
-            wanted = (*scale.fractions, *(theirs if arm.name == "ours" else ()))
-            score_arm(arm, images, work, wanted, scale.effort, SEED, log)
+            score_arm(arm, images, work, (*scale.fractions, *theirs), scale.effort, SEED, log)
     result = report(work, trained, scale.fractions, oracle_right(images, work))
     write_atomically(work / "result.json", json.dumps(result, indent=1).encode())
     return result
