@@ -25,9 +25,9 @@ SMALL_SPACE = 4096
 """Up to so many subnets a space is enumerated, so that a long enough search has seen all of it."""
 
 _CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
-_SCREENED = 3  # children of which the one with the least prior damage is asked
+_SCREENED = 3  # children of which the one with the least expected damage is asked
 _DRAWS_PER_SEED = 8
-_PLANNED = 1.0  # plans over corrected damages for each place in a generation; some were asked before
+_PLANNED = 1.0  # plans over drawn damages for each place in a generation; children take those that they leave
 
 
 class EvolutionSearch:
@@ -82,11 +82,11 @@ class EvolutionSearch:
             return []
         fresh: list[Gates] = []
         for gates in self._proposals():
-            if len(fresh) == self._population:
-                break
             if gates not in self._asked and self._plan.fits(gates):
                 self._asked.add(gates)
                 fresh.append(gates)
+            if len(fresh) == self._population:
+                break
         self._left = self._left - 1 if fresh else 0
         return fresh
 

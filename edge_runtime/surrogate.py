@@ -32,6 +32,9 @@ DOUBT = 0.5
 DOUBT_FLOOR = 0.2
 """The same for decisions of which the prior says nothing, relative to the mean of all."""
 
+SLOPES = (0.1, 3.0)
+"""Range of the factor between prior damage and lost log quality, relative to the ratio of their sizes."""
+
 MISFIT = 0.02
 """Standard deviation of what a sum of decisions cannot say of the log of a quality."""
 
@@ -39,7 +42,7 @@ Matrix: TypeAlias = npt.NDArray[np.float64]
 
 
 class DamageModel:
-    """The damage of each decision as scores and prior have it. Damages are lost log quality; lower is better.
+    """The damage of each decision as scores and prior have it, in lost log quality up to a constant; lower is better.
 
     Args:
         prior: Expected damage of a subnet, in any unit.
@@ -47,7 +50,7 @@ class DamageModel:
     """
 
     def __init__(self, prior: AdditiveCost, scores: Sequence[Score]) -> None:
-        self._space, self._base = prior.space, prior.base
+        self._space = prior.space
         rows = [(index, place, entry) for index, row in enumerate(prior.entries) for place, entry in enumerate(row)]
         # The original, of which the prior says nothing, is what the others are compared with.
         self._terms = [(index, place) for index, place, entry in rows if entry or place or self._has_bits(index)]
@@ -56,9 +59,11 @@ class DamageModel:
         design = np.array([self._features(score.gates) for score in scores])
         losses, noise = _losses(scores)
         damages = np.array([prior.entries[index][place] for index, place in self._terms])
-        expected = _slope(design @ damages, losses) * damages
-        columns = np.column_stack([design, _constants(scores)])
-        doubt = _doubt(design, losses - design @ expected, noise, expected)
+        constants = _constants(scores)
+        expected = _slope(design @ damages, losses, noise, constants) * damages
+        columns = np.column_stack([design, constants])
+        left = _centred(losses - design @ expected, constants)
+        doubt = _doubt(_centred(design, constants), left, noise, expected)
         mean, root = _posterior(columns, losses, noise + MISFIT**2, expected, doubt)
         self._mean, self._root = mean[: len(expected)], root[: len(expected)]
         sums = columns @ mean
@@ -76,9 +81,10 @@ class DamageModel:
     def qualities(self) -> dict[Gates, float]:
         """The quality that each scored subnet most likely has; of many scores the best was lucky.
 
-        Of what a score differs from the sum of its decisions, the share is kept that is no noise of few images.
+        Of what a score differs from the sum of its decisions, the share is kept that is no noise of few images. May lie
+        a little above 1.
         """
-        qualities = np.exp(-np.maximum(self._losses, 0.0)).tolist()
+        qualities = np.exp(-self._losses).tolist()
         return dict(zip((score.gates for score in self._scores), qualities, strict=True))
 
     def _has_bits(self, index: int) -> bool:
@@ -99,30 +105,46 @@ class DamageModel:
         rows = [[0.0] * group.size for group in self._space.groups]
         for (index, place), damage in zip(self._terms, damages.tolist(), strict=True):
             rows[index][place] = damage
-        return AdditiveCost(self._space, self._base, tuple(tuple(row) for row in rows))
+        return AdditiveCost(self._space, 0.0, tuple(tuple(row) for row in rows))
 
 
 def _losses(scores: Sequence[Score]) -> tuple[Matrix, Matrix]:
-    """Minus the log of each quality, and the variance that few images give it."""
+    """Minus the log of each quality, and at most the variance that few images give it.
+
+    The variance is that of a quality half-way to the mean of all: a subnet that few images were kind to is not certain.
+    """
     samples = np.array([max(1, score.samples) for score in scores], np.float64)
     quality = np.maximum(np.array([score.quality for score in scores]), 0.5 / samples)
-    return -np.log(quality), np.maximum(1 - quality, 0.0) / (quality * samples)
+    middle = (quality + quality.mean()) / 2
+    smoothed = (middle * samples + 0.5) / (samples + 1)
+    return -np.log(quality), (1 - smoothed) / (smoothed * samples)
 
 
-def _slope(damages: Matrix, losses: Matrix) -> float:
-    """Lost log quality per unit of prior damage, by least squares; of a prior that explains nothing, a little of it."""
-    spread = float(damages.std())
+def _slope(damages: Matrix, losses: Matrix, noise: Matrix, constants: Matrix) -> float:
+    """Lost log quality per unit of prior damage, by least squares, above 0; never far from the ratio of their sizes.
+
+    Scores whose damages hardly differ say nothing of it but noise.
+    """
     size = math.sqrt(float((damages**2).mean())) or 1.0
-    if spread < 1e-9 * size:
-        return float(losses.std()) / size
-    slope = float(np.cov(damages, losses, bias=True)[0, 1]) / spread**2
-    return max(slope, 0.1 * float(losses.std()) / spread)
+    usual = math.sqrt(float((losses**2 + noise).mean()) + MISFIT**2) / size
+    varied, lost = _centred(damages, constants), _centred(losses, constants)
+    spread = float((varied**2).mean())
+    if spread < 1e-12 * size**2:
+        return usual
+    return min(SLOPES[1] * usual, max(SLOPES[0] * usual, float((varied * lost).mean()) / spread))
 
 
 def _constants(scores: Sequence[Score]) -> Matrix:
     """A column for each number of images: other images are easier or harder for all subnets alike."""
     samples = np.array([score.samples for score in scores])
     return np.asarray(samples[:, None] == np.unique(samples), np.float64)
+
+
+def _centred(values: Matrix, constants: Matrix) -> Matrix:
+    """Values (or rows of them) less the mean of their kind, which has the same number of images."""
+    means = (constants.T @ values).T / constants.sum(axis=0)
+    found: Matrix = values - constants @ means.T
+    return found
 
 
 def _doubt(design: Matrix, left: Matrix, noise: Matrix, expected: Matrix) -> Matrix:
@@ -133,8 +155,8 @@ def _doubt(design: Matrix, left: Matrix, noise: Matrix, expected: Matrix) -> Mat
     sizes = np.abs(expected)
     size = float(sizes.sum()) / max(1, len(sizes))
     weights = sizes + (size or 1.0)
-    unsaid = math.sqrt(max(0.0, float(left.var() - noise.mean()) - MISFIT**2))
-    varies = math.sqrt(float((weights**2 * design.var(axis=0)).sum()))
+    unsaid = math.sqrt(max(0.0, float((left**2).mean() - noise.mean()) - MISFIT**2))
+    varies = math.sqrt(float((weights**2 * (design**2).mean(axis=0)).sum()))
     rough: Matrix = DOUBT * sizes + DOUBT_FLOOR * size + 1e-9
     return np.maximum(rough, weights * unsaid / varies) if varies > 0 else rough
 

@@ -132,7 +132,9 @@ class Shortlist:
         told, late = 0, False
         while not search.done and not late:
             scores: list[Score] = []
-            for gates in search.ask():
+            asked = search.ask()
+            yield  # an ask plans for a while
+            for gates in asked:
                 late = self._late(gates, told + len(scores), deadline)
                 if late:
                     self.ended_early = True

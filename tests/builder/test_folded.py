@@ -32,9 +32,12 @@ def test_alternatives_are_shared_and_the_original_is_left_alone():
     quick = with_folded_originals(supernet)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.fixed.modules())
     assert not any(parameter.requires_grad for parameter in quick.fixed.parameters())
+    assert not any(module.training for module in quick.bodies.modules())
+    supernet.train()
+    with_folded_originals(supernet)
+    assert all(module.training for module in supernet.bodies.modules())
     own, shared = ({id(p) for p in bodies.parameters()} for bodies in (supernet.bodies, quick.bodies))
     assert own == shared
-    supernet.train()
     quick.features(x, covering_vectors(supernet.space)[0]).outputs[0].sum().backward()
     assert any(parameter.grad is not None for parameter in supernet.bodies.parameters())
     assert all(torch.equal(value, before[name]) for name, value in supernet.fixed.state_dict().items())

@@ -146,3 +146,28 @@ def test_what_many_images_say_of_a_subnet_is_believed() -> None:
     scores = drawn(truth, 60)
     odd = scored(scores[0].gates, 0.3 * scores[0].quality, 10**6)
     assert DamageModel(truth, [odd, *scores[1:]]).qualities()[odd.gates] == pytest.approx(odd.quality, rel=0.02)
+
+
+@pytest.mark.parametrize("quality", [0.0, 31 / 32, 1.0])
+def test_scores_that_are_all_the_same_leave_the_prior_its_say(quality: float) -> None:
+    prior = table(2)
+    subnets = [score.gates for score in drawn(table(1), 16)]
+    mean = DamageModel(prior, [scored(gates, quality, 32) for gates in subnets]).mean()
+    ranked = sorted(subnets, key=prior)
+    assert statistics.fmean(map(mean, ranked[:4])) < statistics.fmean(map(mean, ranked[-4:]))
+
+
+def test_few_images_that_are_all_right_are_not_certain() -> None:
+    scores = drawn(table(1), 40, samples=32)
+    lucky = scored(scores[0].gates, 1.0, 32)
+    assert DamageModel(table(1), [lucky, *scores[1:]]).qualities()[lucky.gates] < 0.9
+
+
+def test_other_images_are_no_merit_of_the_subnets_that_saw_them() -> None:
+    truth, prior = table(1), table(1).scaled(3.0)
+    scores = drawn(truth, 60)
+    easier = [
+        scored(s.gates, s.quality * (1.0 if place % 2 else 0.5), 32 if place % 2 else 96)
+        for place, s in enumerate(scores)
+    ]
+    assert off(DamageModel(prior, easier).mean(), truth) < 0.02
