@@ -329,7 +329,7 @@ def _replace(folder: Path, name: str, data: bytes, mode: int = 0o600) -> None:
 def _remove_left(folder: Path, name: str) -> None:
     """Remove what killed writers left beside a file; younger files may be of a process that is writing now."""
     for left in folder.glob(f".{name}.*.tmp"):
-        with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+        with contextlib.suppress(OSError):  # another process removes it too, or it is another user's
             if time.time() - left.stat().st_mtime > LEFT_SECONDS:
                 left.unlink()
 

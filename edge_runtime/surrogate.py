@@ -59,6 +59,7 @@ class DamageModel:
         design = np.array([self._features(score.gates) for score in scores])
         losses, noise = _losses(scores)
         damages = np.array([prior.entries[index][place] for index, place in self._terms])
+        damages = damages / (np.abs(damages).max(initial=0.0) or 1.0)
         constants = _constants(scores)
         expected = _slope(design @ damages, losses, noise, constants) * damages
         columns = np.column_stack([design, constants])
@@ -167,7 +168,9 @@ def _posterior(
     """Mean of each column's weight, and a root of their covariance; of those behind `expected` nothing is known."""
     free = columns.shape[1] - len(expected)
     mean, deviation = np.append(expected, np.zeros(free)), np.append(doubt, np.full(free, 1e3))
-    precision = np.diag(deviation**-2.0) + columns.T @ (columns / noise[:, None])
-    mean = mean + np.linalg.solve(precision, columns.T @ ((losses - columns @ mean) / noise))
+    # In units of each deviation, where the precision is the identity and more, however different the deviations are.
+    scaled = columns * deviation
+    precision = np.eye(len(mean)) + scaled.T @ (scaled / noise[:, None])
+    mean = mean + deviation * np.linalg.solve(precision, scaled.T @ ((losses - columns @ mean) / noise))
     # With precision = L L', inverse(L') is a root of the covariance.
-    return mean, np.linalg.inv(np.linalg.cholesky(precision)).T
+    return mean, deviation[:, None] * np.linalg.inv(np.linalg.cholesky(precision)).T

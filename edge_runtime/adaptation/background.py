@@ -13,7 +13,7 @@ from collections.abc import Callable
 from edge_runtime.adaptation.job import AdaptJob
 from edge_runtime.errors import EdgeError
 
-__all__ = ["CLOSE_SECONDS", "BackgroundJob", "StoppedError"]
+__all__ = ["CLOSE_SECONDS", "BackgroundJob", "Stop", "StoppedError"]
 
 NICENESS = 10
 """Of the thread on Linux, where threads have their own; it then gives way to the application."""
@@ -27,6 +27,31 @@ EXIT_SECONDS = 10.0
 
 class StoppedError(Exception):
     """Raised inside a slice that is not finished because its job was told to stop; reaches nobody."""
+
+
+class Stop:
+    """Told once to stop. A raw lock: an event would stay locked where a signal handler raises while it is being set."""
+
+    def __init__(self) -> None:
+        self._told = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Stop; may be told again."""
+        self._told = True
+        with contextlib.suppress(RuntimeError):  # released before
+            self._lock.release()
+
+    def is_set(self) -> bool:
+        """Whether it was told to stop."""
+        return self._told
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for it, so long at most; whether it was told to stop."""
+        if not self._told:
+            self._lock.acquire(timeout=max(0.0, seconds))
+        return self._told
 
 
 class BackgroundJob:
@@ -49,16 +74,16 @@ class BackgroundJob:
         failed: Callable[[EdgeError], None],
         duty: float = 0.25,
         after: BackgroundJob | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.job: AdaptJob | None = None
         """The job once it is made."""
         self._done, self._failed, self._duty = done, failed, duty
-        self._stop = stop or threading.Event()
+        self._stop = stop or Stop()
         # The thread drops its arguments when it ends: a job must not keep all those before it alive.
         self._thread = threading.Thread(target=self._work, args=(make, after), name="nnf-edge-adapt", daemon=True)
-        self._thread.start()
         _STARTED.add(self)
+        self._thread.start()
 
     @property
     def running(self) -> bool:

@@ -209,4 +209,6 @@ class Shortlist:
         likely = {gates: score.quality for gates, score in scores.items()}
         if len(scores) >= LEAST_SCORES:
             likely = DamageModel(self._prior, list(scores.values())).qualities()
+        if not self._evaluator.labelled:
+            likely[self._full] = 1.0  # it agrees with itself, and no image can make that uncertain
         return sorted(pool, key=lambda gates: (-likely[gates], self._cost(gates)))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptStatus
-from edge_runtime.adaptation.background import BackgroundJob, StoppedError
+from edge_runtime.adaptation.background import BackgroundJob, Stop, StoppedError
 from edge_runtime.adaptation.checkpoint import Checkpoints
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory
@@ -112,7 +112,7 @@ class Searches:
 
     def start(self, take: Callable[[], tuple[Frame, Labels | None]], budget: Budget, plan: AdaptPlan) -> None:
         """Search in the background instead of what is searched there; `take` gives the images, and is called there."""
-        before, stop = self._active.gates, threading.Event()
+        before, stop = self._active.gates, Stop()
 
         def check() -> None:
             if stop.is_set():

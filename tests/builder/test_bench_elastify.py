@@ -186,6 +186,15 @@ def test_the_report_pairs_arms_by_image(tmp_path):
     assert set(found["arms"]) == {arm.folder for arm in arms[:4]}
 
 
+def test_a_share_that_was_given_another_subnet_still_serves_smaller_ones_with_its_own(tmp_path):
+    for fraction, ratio, accuracy, right in ((0.9, 0.55, 0.6, 0.0), (0.8, 0.78, 0.7, 1.0), (0.6, 0.58, 0.5, 0.5)):
+        keep(tmp_path, fraction, {"fraction": fraction, "ratio": ratio, "search_accuracy": accuracy}, np.array([right]))
+    share_out(tmp_path)
+    points = kept_points(tmp_path)
+    assert [points[f"{f:.4f}"]["ratio"] for f in (0.9, 0.8, 0.6)] == [0.78, 0.78, 0.55]
+    assert [kept_right(tmp_path, f).tolist() for f in (0.9, 0.8, 0.6)] == [[1.0], [1.0], [0.0]]
+
+
 def test_a_share_gets_the_best_subnet_within_it_whichever_search_found_it(tmp_path):
     rows = {0.9: (0.85, 0.70, 1), 0.6: (0.58, 0.50, 0), 0.5: (0.49, 0.55, 1), 0.4: (0.39, 0.52, 0)}
     for fraction, (ratio, search_accuracy, right) in rows.items():

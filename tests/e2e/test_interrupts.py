@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+from edge_runtime.adaptation.background import Stop
 from tests.support.tiny import tiny_bundle
 
 PROGRAM = """
@@ -49,3 +51,47 @@ def test_a_model_closes_whatever_a_signal_handler_interrupted(tmp_path: Path) ->
     )
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) > 100
+
+
+STOPS = """
+import signal, sys, time
+from edge_runtime.adaptation.background import Stop
+
+class Hit(BaseException):
+    pass
+
+def hit(number, frame):
+    raise Hit
+
+signal.signal(signal.SIGALRM, hit)
+hits, until = 0, time.monotonic() + 2
+while time.monotonic() < until:
+    stops = []
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 5e-5 + 1e-7 * (hits % 997), 0)
+        while True:
+            stops.append(Stop())
+            stops[-1].set()
+    except Hit:
+        hits += 1
+    for stop in stops[-2:]:
+        stop.set()
+        assert stop.wait(5) and stop.is_set()
+print(hits)
+"""
+
+
+def test_a_stop_can_be_told_again_whatever_a_signal_handler_interrupted() -> None:
+    ran = subprocess.run([sys.executable, "-c", STOPS], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) > 100
+
+
+def test_a_stop_wakes_who_waits_for_it() -> None:
+    stop, woken = Stop(), threading.Event()
+    thread = threading.Thread(target=lambda: (stop.wait(30), woken.set()))
+    thread.start()
+    assert not stop.wait(0.01)
+    stop.set()
+    assert woken.wait(10)
+    thread.join()

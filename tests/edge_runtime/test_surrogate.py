@@ -148,6 +148,18 @@ def test_what_many_images_say_of_a_subnet_is_believed() -> None:
     assert DamageModel(truth, [odd, *scores[1:]]).qualities()[odd.gates] == pytest.approx(odd.quality, rel=0.02)
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("odd", [1e-9, 1e9, 1e30, 1e200])
+def test_one_odd_entry_of_a_prior_does_no_harm(odd: float, seed: int) -> None:
+    rng = random.Random(seed)
+    rows = [[0.0, *([0.1] * (group.size - 1))] if group.kind == "choice" else [0.1] * 4 for group in SPACE.groups]
+    rows[2][1] = odd
+    scores = [scored(random_gates(SPACE, rng), rng.choice([0.0, 0.3, 0.9]), 32) for _ in range(12)]
+    model = DamageModel(AdditiveCost.damage(SPACE, rows), scores)
+    assert all(math.isfinite(quality) for quality in model.qualities().values())
+    assert model.draw(rng).space == SPACE
+
+
 @pytest.mark.parametrize("quality", [0.0, 31 / 32, 1.0])
 def test_scores_that_are_all_the_same_leave_the_prior_its_say(quality: float) -> None:
     prior = table(2)

@@ -49,13 +49,13 @@ def share_out(folder: Path) -> None:
     """
     points = list(kept_points(folder).values())
     found = [point for point in points if point.get("search_accuracy") is not None]
+    answers = {point["fraction"]: kept_right(folder, point["fraction"]) for point in found}
     for point in points:
         within = [other for other in found if other["ratio"] <= point["fraction"]]
         best = max(within, key=lambda other: float(other["search_accuracy"]), default=point)
         if best is not point:
-            found_at = best.get("found_at", best["fraction"])
-            right = kept_right(folder, best["fraction"])
-            keep(folder, point["fraction"], best | {"fraction": point["fraction"], "found_at": found_at}, right)
+            about = best | {"fraction": point["fraction"], "found_at": best.get("found_at", best["fraction"])}
+            keep(folder, point["fraction"], about, answers[best["fraction"]])
 
 
 def _key(fraction: float) -> str:
