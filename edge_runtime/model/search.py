@@ -153,7 +153,7 @@ class Searches:
         return self.status
 
     def stop(self) -> None:
-        """End the search in the background, if there is one; what it had is dropped, also what it finds from now on."""
+        """End the search in the background, if there is one; what it finds from now on is dropped, its file stays."""
         with self._lock:
             background, self._background = self._background, None
         if background is not None:
