@@ -27,7 +27,6 @@ SMALL_SPACE = 4096
 _CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
 _SCREENED = 3  # children of which the one with the least expected damage is asked
 _DRAWS_PER_SEED = 8
-_PLANNED = 1.0  # plans over drawn damages for each place in a generation; children take those that they leave
 
 
 class EvolutionSearch:
@@ -127,7 +126,7 @@ class EvolutionSearch:
         model = DamageModel(self._plan.damage, list(self._told.values()))
         self._screen = model.mean()
         yield Plan(self._plan.cost, self._screen, self._plan.limit).best()
-        for _ in range(round(_PLANNED * self._population)):
+        for _ in range(self._population):  # children take the places of those that were asked before
             yield Plan(self._plan.cost, model.draw(self._rng), self._plan.limit).best()
 
     def _screened_child(self, parents: Sequence[Gates]) -> list[Gates]:

@@ -21,7 +21,7 @@ from edge_runtime.additive import AdditiveCost
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Score
 
-__all__ = ["DamageModel"]
+__all__ = ["LEAST_SCORES", "DamageModel"]
 
 LEAST_SCORES = 4
 """Fewer say too little to correct a prior."""

@@ -10,10 +10,8 @@ from pathlib import Path
 from edge_runtime.adaptation.background import Stop
 from tests.support.tiny import tiny_bundle
 
-PROGRAM = """
+HANDLER = """
 import signal, sys, time
-import numpy as np
-from edge_runtime import EdgeModel
 
 class Hit(BaseException):
     pass
@@ -22,6 +20,14 @@ def hit(number, frame):
     raise Hit
 
 signal.signal(signal.SIGALRM, hit)
+"""
+
+PROGRAM = (
+    HANDLER
+    + """
+import numpy as np
+from edge_runtime import EdgeModel
+
 frame = np.zeros((16, 16, 3), np.uint8)
 model = EdgeModel.load(sys.argv[1], state_dir=sys.argv[2], threads=1)
 subnets = [model.space.default, model.space.default.replace(0, 1)]
@@ -38,6 +44,7 @@ signal.setitimer(signal.ITIMER_REAL, 0)
 model.close()
 print(hits)
 """
+)
 
 
 def test_a_model_closes_whatever_a_signal_handler_interrupted(tmp_path: Path) -> None:
@@ -53,17 +60,11 @@ def test_a_model_closes_whatever_a_signal_handler_interrupted(tmp_path: Path) ->
     assert int(ran.stdout) > 100
 
 
-STOPS = """
-import signal, sys, time
+STOPS = (
+    HANDLER
+    + """
 from edge_runtime.adaptation.background import Stop
 
-class Hit(BaseException):
-    pass
-
-def hit(number, frame):
-    raise Hit
-
-signal.signal(signal.SIGALRM, hit)
 hits, until = 0, time.monotonic() + 2
 while time.monotonic() < until:
     stops = []
@@ -79,6 +80,7 @@ while time.monotonic() < until:
         assert stop.wait(5) and stop.is_set()
 print(hits)
 """
+)
 
 
 def test_a_stop_can_be_told_again_whatever_a_signal_handler_interrupted() -> None:
