@@ -10,6 +10,7 @@ of asks is bounded, so that a search always ends. The same seed and scores give 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -37,6 +38,7 @@ class EvolutionSearch:
         predict_ms: Predicted p95 of a subnet, milliseconds.
         limit_ms: Subnets predicted above it are never asked, milliseconds, above 0.
         prior: Expected damage of a subnet, lower is better; None: what is predicted slower is expected to be better.
+        most_damage: Subnets of which the prior expects more are never asked.
         seeds: Asked first, after the plan's best, where they are within the limit. Example: the active subnet.
         population: New subnets per ask, at least 1.
         generations: Asks, at least 1.
@@ -54,6 +56,7 @@ class EvolutionSearch:
         predict_ms: AdditiveCost,
         limit_ms: float,
         prior: AdditiveCost | None = None,
+        most_damage: float = math.inf,
         seeds: Sequence[Gates] = (),
         population: int = 24,
         generations: int = 8,
@@ -61,6 +64,7 @@ class EvolutionSearch:
     ) -> None:
         self._space = space
         self._plan = _plan(space, predict_ms, prior, limit_ms)
+        self._most_damage = most_damage
         self._population = whole("population", population, low=1)
         self._left = whole("generations", generations, low=1)
         self._rng = random.Random(whole("seed", seed))
@@ -81,13 +85,17 @@ class EvolutionSearch:
             return []
         fresh: list[Gates] = []
         for gates in self._proposals():
-            if gates not in self._asked and self._plan.fits(gates):
+            if self._is_new(gates):
                 self._asked.add(gates)
                 fresh.append(gates)
             if len(fresh) == self._population:
                 break
         self._left = self._left - 1 if fresh else 0
         return fresh
+
+    def _is_new(self, gates: Gates) -> bool:
+        """Whether a subnet may be asked, and was not yet."""
+        return gates not in self._asked and self._plan.fits(gates) and self._plan.damage(gates) <= self._most_damage
 
     def tell(self, scores: Sequence[Score]) -> None:
         """Report scores, of asked subnets or of others of the space; a second score of a subnet replaces the first."""
@@ -134,7 +142,7 @@ class EvolutionSearch:
         children: list[Gates] = []
         for _ in range(_CHILD_TRIES):
             child = self._repaired(self._mutated(self._crossed(parents)))
-            if child not in self._asked and self._plan.fits(child):
+            if self._is_new(child):
                 children.append(child)
             if len(children) == _SCREENED:
                 break

@@ -1,13 +1,15 @@
 """The choice among measured finalists: pure, so that every rule can be tested without a clock or a device.
 
 1. A finalist is feasible when the bound of its p95 and its memory are inside the budget.
-2. The best feasible finalist is the one with the highest quality, of equals the fastest.
-3. The current subnet stays where it is feasible and the images cannot tell it from the best.
-4. Otherwise the cheapest feasible finalist is taken that the images cannot tell from the best *and* whose quality is
+2. Feasible finalists that the bundle's prior does not trust (see `trust`) fall; where it trusts none, all but the one
+   of which it expects the least damage.
+3. The best of the rest is the one with the highest quality, of equals the fastest.
+4. The current subnet stays where it is among them and the images cannot tell it from the best.
+5. Otherwise the cheapest of them is taken that the images cannot tell from the best *and* whose quality is
    within `INDIFFERENCE` of it: on few images very different subnets are not significantly different, and to prefer the
    cheaper of those would give quality away.
 
-So no feasible finalist is ever significantly better than the chosen one, on the same images.
+So no trusted feasible finalist is ever significantly better than the chosen one, on the same images.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ INDIFFERENCE = 0.003
 
 Bound = Callable[[Gates], float]
 Compare = Callable[[Gates, Gates], Comparison]
+Damage = Callable[[Gates], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,8 @@ def choose(
     full_latency_ms: float,
     bound_ms: Bound,
     compare: Compare,
+    damage: Damage = lambda gates: 0.0,
+    most_damage: float = math.inf,
 ) -> Choice | None:
     """Pick one measured finalist; None where none is feasible.
 
@@ -65,11 +70,15 @@ def choose(
         full_latency_ms: p95 of the full subnet, for budgets that are a fraction of it.
         bound_ms: What must be inside the latency limit: the p95 of a subnet with what its measurement leaves open.
         compare: Quality of one subnet minus that of another on the same images.
+        damage: What the bundle's prior expects of a subnet, lower is better.
+        most_damage: Up to which a subnet is trusted.
     """
-    trial = _Trial(current, budget, budget.limit_ms(full_latency_ms), bound_ms, compare)
+    trial = _Trial(current, budget, budget.limit_ms(full_latency_ms), bound_ms, compare, damage, most_damage)
     feasible = [score for score in finalists if trial.fits(score)]
     if not feasible:
         return None
+    least = min(feasible, key=lambda score: damage(score.gates))
+    feasible = [score for score in feasible if trial.trusts(score)] or [least]
     best = max(feasible, key=lambda score: (score.quality, -score.latency_ms))
     chosen = trial.among_equals(feasible, best)
     candidates = tuple(trial.fate(score, chosen, best) for score in finalists)
@@ -85,6 +94,12 @@ class _Trial:
     limit_ms: float
     bound_ms: Bound
     compare: Compare
+    damage: Damage
+    most_damage: float
+
+    def trusts(self, score: Score) -> bool:
+        """Whether the prior expects no more damage than is trusted."""
+        return self.damage(score.gates) <= self.most_damage
 
     def fits(self, score: Score) -> bool:
         """Whether a finalist is feasible."""
@@ -116,6 +131,9 @@ class _Trial:
             return Candidate(
                 score, "over budget", f"peak memory {(score.peak_bytes or 0) / MIB:.0f} MiB > {self.budget}"
             )
+        if not self.trusts(score):
+            expected = f"{self.damage(score.gates):.3g} > {self.most_damage:.3g}"
+            return Candidate(score, "not trusted", f"expected damage on clean images {expected}")
         gap = self.compare(chosen.gates, score.gates)
         figures = f"{_points(-gap.difference)} against the chosen ({_points(-gap.high)} to {_points(-gap.low)})"
         if gap.better:

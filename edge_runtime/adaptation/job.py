@@ -17,6 +17,7 @@ from edge_runtime.adaptation.keeper import Keeper
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.adaptation.status import Candidate, Phase
+from edge_runtime.adaptation.trust import most_damage
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
@@ -199,6 +200,7 @@ class AdaptJob:
         return self._finals.bound_ms(gates, self._plan.headroom)
 
     def _choose(self, bound_ms: Callable[[Gates], float]) -> Choice | None:
+        table_ms = self._limit_ms() / self._finals.correction(self._cost, self._plan.headroom)
         return choose(
             self._measured(),
             current=self._current,
@@ -206,6 +208,8 @@ class AdaptJob:
             full_latency_ms=self._finals.expected_p95_ms(self._full),
             bound_ms=bound_ms,
             compare=self.evaluator.compare,
+            damage=self._prior,
+            most_damage=most_damage(self._cost, self._prior, table_ms),
         )
 
     def _measured(self) -> list[Score]:

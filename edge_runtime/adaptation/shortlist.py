@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from edge_runtime.adaptation.checkpoint import Course
 from edge_runtime.adaptation.plan import AdaptPlan
+from edge_runtime.adaptation.trust import most_damage
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
@@ -122,6 +123,7 @@ class Shortlist:
             predict_ms=self._cost,
             limit_ms=self.limit_ms,
             prior=self._prior,
+            most_damage=most_damage(self._cost, self._prior, self.limit_ms),
             seeds=self.course.seeds,
             population=self._plan.population,
             generations=self._plan.generations,

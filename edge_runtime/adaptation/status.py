@@ -13,11 +13,21 @@ __all__ = ["AdaptStatus", "Candidate", "Fate", "Phase"]
 Phase = Literal["idle", "calibrate", "search", "measure", "done", "failed"]
 
 Fate = Literal[
-    "chosen", "kept", "lost", "worse", "indistinguishable", "over budget", "reference", "unmeasured", "fell early"
+    "chosen",
+    "kept",
+    "lost",
+    "worse",
+    "indistinguishable",
+    "not trusted",
+    "over budget",
+    "reference",
+    "unmeasured",
+    "fell early",
 ]
 """What became of a candidate.
 
 `lost` scored lower, `worse` significantly so; `indistinguishable` stood aside for the current or a cheaper subnet;
+of what is `not trusted` the bundle's prior expects far more damage than the latency costs;
 `reference` is the full subnet where it is over the budget; `fell early` was cut on the first images.
 """
 

@@ -22,7 +22,7 @@ import elastify_arms
 import elastify_pace
 from elastify_arms import BUNDLE, FIGURES, Arm, train_arm
 from elastify_data import PER_CLASS, load_images
-from elastify_points import keep, kept_points, kept_right, share_out
+from elastify_points import keep, kept_points, shared_points, shared_right
 from elastify_recipes import adaptivenet_stages, purpose_stages
 from elastify_report import report
 from elastify_supernets import adaptivenet, in_pieces, sliced
@@ -188,25 +188,23 @@ def test_the_report_pairs_arms_by_image(tmp_path):
 
 def test_a_share_that_was_given_another_subnet_still_serves_smaller_ones_with_its_own(tmp_path):
     for fraction, ratio, accuracy, right in ((0.9, 0.55, 0.6, 0.0), (0.8, 0.78, 0.7, 1.0), (0.6, 0.58, 0.5, 0.5)):
-        keep(tmp_path, fraction, {"fraction": fraction, "ratio": ratio, "search_accuracy": accuracy}, np.array([right]))
-    share_out(tmp_path)
-    points = kept_points(tmp_path)
+        keep(tmp_path, fraction, {"fraction": fraction, "ratio": ratio, "estimate": accuracy}, np.array([right]))
+    points = shared_points(tmp_path)
     assert [points[f"{f:.4f}"]["ratio"] for f in (0.9, 0.8, 0.6)] == [0.78, 0.78, 0.55]
-    assert [kept_right(tmp_path, f).tolist() for f in (0.9, 0.8, 0.6)] == [[1.0], [1.0], [0.0]]
+    assert [shared_right(tmp_path, f).tolist() for f in (0.9, 0.8, 0.6)] == [[1.0], [1.0], [0.0]]
 
 
 def test_a_share_gets_the_best_subnet_within_it_whichever_search_found_it(tmp_path):
     rows = {0.9: (0.85, 0.70, 1), 0.6: (0.58, 0.50, 0), 0.5: (0.49, 0.55, 1), 0.4: (0.39, 0.52, 0)}
-    for fraction, (ratio, search_accuracy, right) in rows.items():
-        point = {"fraction": fraction, "ratio": ratio, "search_accuracy": search_accuracy}
+    for fraction, (ratio, estimate, right) in rows.items():
+        point = {"fraction": fraction, "ratio": ratio, "estimate": estimate}
         keep(tmp_path, fraction, point, np.array([float(right)]))
     for fraction in (0.3, 0.45):
         keep(tmp_path, fraction, {"fraction": fraction, "reachable": False}, None)
-    for _ in range(2):  # done again, it changes nothing
-        share_out(tmp_path)
-        points = kept_points(tmp_path)
-        assert [points[f"{f:.4f}"].get("found_at", f) for f in (0.9, 0.6, 0.5, 0.45, 0.4)] == [0.9, 0.5, 0.5, 0.4, 0.4]
-        assert points["0.6000"]["ratio"] == 0.49
-        assert points["0.6000"]["fraction"] == 0.6
-        assert kept_right(tmp_path, 0.6).tolist() == [1.0]
-        assert points["0.3000"] == {"fraction": 0.3, "reachable": False}
+    points = shared_points(tmp_path)
+    assert [points[f"{f:.4f}"].get("found_at", f) for f in (0.9, 0.6, 0.5, 0.45, 0.4)] == [0.9, 0.5, 0.5, 0.4, 0.4]
+    assert points["0.6000"]["ratio"] == 0.49
+    assert points["0.6000"]["fraction"] == 0.6
+    assert shared_right(tmp_path, 0.6).tolist() == [1.0]
+    assert points["0.3000"] == {"fraction": 0.3, "reachable": False}
+    assert kept_points(tmp_path)["0.6000"]["ratio"] == 0.58  # what its own search found stays

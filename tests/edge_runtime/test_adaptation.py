@@ -1,22 +1,26 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, Finals, choose
 from edge_runtime.adaptation.background import BackgroundJob
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
+from edge_runtime.adaptation.trust import LEEWAY, SLACK, most_damage
 from edge_runtime.errors import BackendError, BudgetError, EdgeError, UsageError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
-from edge_runtime.inputs import normalise
+from edge_runtime.inputs import Frame, normalise
 from edge_runtime.objectives import RUNS_NEEDED, Budget, Frontier, Score
 from edge_runtime.policy import AdaptationPolicy
 from edge_runtime.quality import Comparison
@@ -45,12 +49,11 @@ def make_job(
     table_scale: float = 1.0,
     labelled: bool = False,
     cost_ms: Callable[[Gates], float] | None = None,
-    count: int = 256,
+    images: Frame = IMAGES,
     seconds: float = 22.0,
     seed: int = 0,
 ) -> AdaptJob:
     session = scripted_session(cost_ms)
-    images = IMAGES[:count]
     labels = true_labels(images) if labelled else None
     one = {"image": normalise(images[0], PREPROCESSING)[None]}
     return AdaptJob(
@@ -119,7 +122,7 @@ def test_a_search_without_time_takes_the_best_of_the_frontier_and_not_the_fastes
 def test_the_time_limit_that_cuts_the_groups_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     unseen = iter([[gates] for gates in SPACE.enumerate()])
     monkeypatch.setattr("edge_runtime.adaptation.groups.Groups.better", lambda *_: next(unseen))
-    job = make_job(Budget(latency_ms=7.0), seconds=9.0, count=8)
+    job = make_job(Budget(latency_ms=7.0), seconds=9.0, images=IMAGES[:8])
     assert run(job).ended_early
     assert not job._shortlist.ended_early
 
@@ -227,7 +230,7 @@ def test_the_same_seed_gives_the_same_choice() -> None:
 
 
 def test_few_images_are_enough_to_choose() -> None:
-    result = run(make_job(Budget(latency_ms=6.0), count=1))
+    result = run(make_job(Budget(latency_ms=6.0), images=IMAGES[:1]))
     assert result.choice.score.latency_ms <= 6.0
 
 
@@ -254,7 +257,7 @@ FULL, FAST, SLOW = score("full", 1.0, 12.0), score("2-2-2-2-2", 0.80, 2.0), scor
 SIMILAR = score("0-1-0-0-0", 0.899, 8.0)
 
 
-def pick(finalists: list[Score], current: str, compare: Any, budget: Budget) -> Any:
+def pick(finalists: list[Score], current: str, compare: Any, budget: Budget, **trusted: Any) -> Any:
     bounds = {score.gates: score.latency_ms / 0.96 for score in finalists}
     return choose(
         finalists,
@@ -263,6 +266,7 @@ def pick(finalists: list[Score], current: str, compare: Any, budget: Budget) -> 
         full_latency_ms=12.0,
         bound_ms=bounds.__getitem__,
         compare=compare,
+        **trusted,
     )
 
 
@@ -301,6 +305,45 @@ def test_nothing_feasible_is_no_choice() -> None:
     assert pick([FULL, SLOW], "full", judge(set()), Budget(latency_ms=9.0)) is None
     assert pick([FULL, SLOW], "full", judge(set()), Budget(fraction=0.76)) is None
     assert pick([FULL, SLOW], "full", judge(set()), Budget(fraction=0.79)).score == SLOW
+
+
+def test_what_the_prior_does_not_trust_is_not_chosen_however_good_it_looks() -> None:
+    expected = {FULL.gates: 0.0, SLOW.gates: 0.4, SIMILAR.gates: 0.2, FAST.gates: 3.0}
+    finalists = [FULL, SLOW, SIMILAR, replace(FAST, quality=1.0, high=1.0)]
+    trusted = {"damage": expected.__getitem__, "most_damage": 0.3}
+    choice = pick(finalists, "2-2-2-2-2", judge(set()), Budget(latency_ms=10), **trusted)
+    assert choice.score == SIMILAR
+    fallen = {str(c.score.gates): (c.fate, c.reason) for c in choice.candidates}
+    assert fallen["2-2-2-2-2"] == ("not trusted", "expected damage on clean images 3 > 0.3")
+
+
+def test_where_nothing_is_trusted_the_least_damage_is_taken() -> None:
+    expected = {FULL.gates: 0.0, SLOW.gates: 0.4, FAST.gates: 3.0}
+    trusted = {"damage": expected.__getitem__, "most_damage": 0.3}
+    choice = pick([FULL, SLOW, replace(FAST, quality=1.0, high=1.0)], "full", judge(set()), Budget(latency_ms=10), **trusted)
+    assert choice.score == SLOW
+
+
+def test_the_trusted_damage_follows_what_the_limit_costs() -> None:
+    limits = [3.0, 6.0, 9.0, math.inf]
+    bounds = [most_damage(COST, PRIOR, limit_ms) for limit_ms in limits]
+    for limit_ms, bound in zip(limits, bounds, strict=True):
+        least = min(PRIOR(gates) for gates in SPACE.enumerate() if COST(gates) <= limit_ms)
+        assert LEEWAY * least <= bound <= LEEWAY * least + SLACK * max(map(max, PRIOR.entries))
+    assert bounds == sorted(bounds, reverse=True)
+    assert most_damage(COST, PRIOR, 0.01) == math.inf
+
+
+@pytest.mark.parametrize("current", ["full", "2-2-2-2-2"])
+@pytest.mark.parametrize("limit_ms", [5.0, 8.0, 11.0])
+def test_one_image_for_hours_talks_nobody_into_a_bad_subnet(current: str, limit_ms: float) -> None:
+    easy = next(image for image in IMAGES if all(right(gates, image) for gates in SPACE.enumerate()))
+    job = make_job(Budget(latency_ms=limit_ms), current=current, images=np.repeat(easy[None], 128, axis=0))
+    chosen = run(job).choice.score
+    assert chosen.quality == 1.0  # as all are on this image
+    assert PRIOR(chosen.gates) <= most_damage(COST, PRIOR, 0.9 * limit_ms)
+    blind = min((gates for gates in SPACE.enumerate() if COST(gates) <= limit_ms), key=COST)
+    assert exact_quality(chosen.gates) > exact_quality(blind) + 0.05
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_search_that_is_killed_again_and_again_ends(tmp_path: Path, monkeypatc
 
 
 def test_where_time_ends_a_search_it_ends_it_at_the_same_proposal_again(tmp_path: Path) -> None:
-    plan = replace(PLAN, seconds=1.0, generations=30)
+    plan = replace(PLAN, seconds=0.3, generations=30)
     unbroken = Process(tmp_path / "unbroken").job(plan=plan)
     result = run(unbroken)
     assert result is not None

@@ -13,17 +13,17 @@ import numpy as np
 from builder.files import write_atomically
 from edge_runtime.quality import Values
 
-__all__ = ["is_kept", "keep", "kept_points", "kept_right", "share_out"]
+__all__ = ["is_kept", "keep", "kept_points", "kept_right", "shared_points", "shared_right"]
 
 
 def kept_points(folder: Path) -> dict[str, Any]:
-    """The points of an arm so far, by their share of the oracle's latency as a text."""
+    """What each share's own search found, by the share of the oracle's latency as a text."""
     path = folder / "score.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def kept_right(folder: Path, fraction: float) -> Values | None:
-    """For each test image whether the subnet of a point is right; None where the point is missing or out of reach."""
+    """For each test image whether the subnet of a share's own search is right; None where there is none."""
     path = _right_path(folder, fraction)
     return np.load(path).astype(np.float64) if path.exists() else None
 
@@ -42,20 +42,26 @@ def keep(folder: Path, fraction: float, point: dict[str, Any], right: Values | N
     write_atomically(folder / "score.json", json.dumps(points, indent=1).encode())
 
 
-def share_out(folder: Path) -> None:
-    """Give each share the best subnet within it that any search of this arm found: one for less time serves it too.
+def shared_points(folder: Path) -> dict[str, Any]:
+    """For each share the best subnet within it that any search of this arm found: one for less time serves it too.
 
-    The best is that of the highest accuracy on the search images; the test images decide nothing.
+    The best is that of the highest estimate on the search images; the test images decide nothing.
     """
-    points = list(kept_points(folder).values())
-    found = [point for point in points if point.get("search_accuracy") is not None]
-    answers = {point["fraction"]: kept_right(folder, point["fraction"]) for point in found}
-    for point in points:
-        within = [other for other in found if other["ratio"] <= point["fraction"]]
-        best = max(within, key=lambda other: float(other["search_accuracy"]), default=point)
-        if best is not point:
-            about = best | {"fraction": point["fraction"], "found_at": best.get("found_at", best["fraction"])}
-            keep(folder, point["fraction"], about, answers[best["fraction"]])
+    points = kept_points(folder)
+    found = [point for point in points.values() if point.get("estimate") is not None]
+    return {key: _best_within(point, found) for key, point in points.items()}
+
+
+def shared_right(folder: Path, fraction: float) -> Values | None:
+    """For each test image whether the subnet of a shared point is right; None where there is none."""
+    point = shared_points(folder).get(_key(fraction))
+    return None if point is None else kept_right(folder, point.get("found_at", fraction))
+
+
+def _best_within(point: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
+    within = [other for other in found if other["ratio"] <= point["fraction"]]
+    best = max(within, key=lambda other: float(other["estimate"]), default=point)
+    return point if best is point else best | {"fraction": point["fraction"], "found_at": best["fraction"]}
 
 
 def _key(fraction: float) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from elastify_arms import ARMS, FIGURES, Arm
 from elastify_oracle import oracle_figures
-from elastify_points import kept_points, kept_right
+from elastify_points import kept_points, shared_points, shared_right
 
 from edge_runtime.quality import Comparison, Values
 
@@ -54,7 +54,8 @@ def report(work: Path, arms: Sequence[Arm], fractions: Sequence[float], oracle: 
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / FIGURES).read_text(encoding="utf-8"))) | {"points": kept_points(folder)}
+    about = dict(json.loads((folder / FIGURES).read_text(encoding="utf-8")))
+    return about | {"points": shared_points(folder), "own_points": kept_points(folder)}
 
 
 class _Pairs:
@@ -83,7 +84,7 @@ class _Pairs:
         for arm in self._arms:
             if arm.fraction is not None:
                 point = next(iter(kept_points(self._work / arm.folder).values()))
-                own, other = self._mean(OURS, point["ratio"]), kept_right(self._work / arm.folder, arm.fraction)
+                own, other = self._mean(OURS, point["ratio"]), shared_right(self._work / arm.folder, arm.fraction)
                 if own is not None and other is not None:
                     found[arm.name] = _points(own, other) | {"ratio": point["ratio"]}
         return found
@@ -101,7 +102,7 @@ class _Pairs:
 
     def _mean(self, name: str, fraction: float, seeds: Sequence[int] | None = None) -> Values | None:
         chosen = [arm for arm in self._arms if arm.name == name and (seeds is None or arm.seed in seeds)]
-        found = [kept_right(self._work / arm.folder, fraction) for arm in chosen]
+        found = [shared_right(self._work / arm.folder, fraction) for arm in chosen]
         known = [right for right in found if right is not None]
         return np.mean(known, axis=0) if known and len(known) == len(found) else None
 

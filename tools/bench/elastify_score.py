@@ -2,9 +2,9 @@
 
 Every arm gets as many labelled evaluations at each share, on a split of its own. The search plans with the runtime's
 latency model; before it begins the limit is corrected by measuring a few subnets near it, and at its end the finalists
-are timed beside the oracle's static export, and the one within the share that is estimated the most accurate is tested.
-Each point is kept when it is done; at the end a share gets the best of all subnets within it, whichever share's search
-found it.
+are timed beside the oracle's static export. The first within the share is timed again, as of many finalists those are
+preferred that were timed too fast; only where the second time is within the share as well is it tested. Each point is
+kept when it is done.
 """
 
 # ruff: noqa: TID251 - a bench may use the builder; only the runtime must not
@@ -24,7 +24,7 @@ from elastify_arms import BUNDLE, PLAIN, Arm, latency_ratio
 from elastify_data import TinyImages
 from elastify_oracle import GRAPH
 from elastify_pace import alone
-from elastify_points import is_kept, keep, share_out
+from elastify_points import is_kept, keep
 
 from builder.runlog import RunLog
 from edge_runtime.additive import AdditiveCost
@@ -49,6 +49,8 @@ TIMED_SEEDS = 5
 """Subnets near a limit whose median ratio corrects it: one alone is off by a few percent."""
 FINALISTS, MOST_GROUPS = 4, 6
 """Subnets that are timed together, and how often as many more are, until one is within the share."""
+CONFIRMING = 3
+"""Times as many runs, in rounds of its own, for the one that is chosen."""
 
 ONE_THREAD = SessionOptions(threads=1)
 ALL_THREADS = SessionOptions(threads=len(os.sched_getaffinity(0)))
@@ -83,7 +85,6 @@ def score_arm(
     missing = [fraction for fraction in wanted if not is_kept(folder, fraction)]
     if missing:
         _score_missing(arm, images, work, missing, effort, seed, log)
-    share_out(folder)
 
 
 def _score_missing(
@@ -162,10 +163,11 @@ class _Scorer:
         found = self._first_within(fraction, ranked)
         if found is None:
             return about | {"reason": "every finalist was slower"}, None
-        score, ratio = found
+        score, estimate, ratio = found
         right = _right(self._plain, score.gates, self._images)
         about |= {"reachable": True, "gates": str(score.gates), "ratio": ratio, "accuracy": float(right.mean())}
-        return about | {"search_accuracy": score.quality, "alternatives": _labels(score.gates)}, right
+        about |= {"search_accuracy": score.quality, "estimate": estimate, "alternatives": _labels(score.gates)}
+        return about, right
 
     def _corrected_limit(self, fraction: float) -> float:
         """Milliseconds of the model that stand for a share of the oracle's latency, near that share."""
@@ -195,30 +197,35 @@ class _Scorer:
             search.tell([self._judge.score(gates, self._model.predict_ms(gates)) for gates in search.ask()])
         return search
 
-    def _ranked(self, scores: Sequence[Score]) -> list[Score]:
+    def _ranked(self, scores: Sequence[Score]) -> list[tuple[Score, float]]:
         """Best first by accuracy, drawn towards what prior and latency say of it: of many, chance favours some."""
         values = np.stack([self._judge.values(score.gates) for score in scores])
         about = np.array([[self._damage(score.gates), self._model.cost(score.gates)] for score in scores])
-        return [scores[place] for place in np.argsort(-shrunken(values, about), kind="stable")]
+        estimates = shrunken(values, about)
+        return [(scores[place], float(estimates[place])) for place in np.argsort(-estimates, kind="stable")]
 
-    def _first_within(self, fraction: float, ranked: Sequence[Score]) -> tuple[Score, float] | None:
-        """The first of some subnets whose measured share is within `fraction`, and that share."""
+    def _first_within(
+        self, fraction: float, ranked: Sequence[tuple[Score, float]]
+    ) -> tuple[Score, float, float] | None:
+        """The first of some subnets that was measured within `fraction` twice, its estimate and the second ratio."""
         for start in range(0, min(len(ranked), FINALISTS * MOST_GROUPS), FINALISTS):
             group = ranked[start : start + FINALISTS]
             with alone(self._what):
-                ratios = self._ratios([score.gates for score in group])
-            for score, ratio in zip(group, ratios, strict=True):
-                if ratio <= fraction:
-                    return score, ratio
+                ratios = self._ratios([score.gates for score, _ in group])
+                for (score, estimate), ratio in zip(group, ratios, strict=True):
+                    if ratio <= fraction:
+                        again = self._ratios([score.gates], CONFIRMING * self._effort.runs)[0]
+                        if again <= fraction:
+                            return score, estimate, again
         return None
 
-    def _ratios(self, subnets: Sequence[Gates]) -> list[float]:
+    def _ratios(self, subnets: Sequence[Gates], runs: int | None = None) -> list[float]:
         """Median of each subnet over that of the oracle, from interleaved rounds."""
         inputs = random_inputs(self._timed.inputs, seed=self._seed)
         candidates = [Candidate(self._timed, inputs, gates) for gates in subnets]
         candidates.append(Candidate(self._oracle, inputs, subnets[0]))
         with self._timed.hold(subnets):
-            *own, reference = measure_candidates(candidates, runs=self._effort.runs, seed=self._seed)
+            *own, reference = measure_candidates(candidates, runs=runs or self._effort.runs, seed=self._seed)
         return [measurement.p50_ms / reference.p50_ms for measurement in own]
 
 

@@ -7,7 +7,7 @@ are "measured" on a session that takes exactly as long as it says, and no headro
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,19 +19,23 @@ from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import SURVIVORS
 from edge_runtime.additive import AdditiveCost, Plan
 from edge_runtime.backends.fake import FakeSession
+from edge_runtime.bundle import TensorSpec
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.measure import LatencyModel
 from edge_runtime.objectives import Budget
 from edge_runtime.search import EvolutionSearch
 
-__all__ = ["adapted", "halved", "random_feasible", "random_search", "reference_search", "unseeded"]
+__all__ = ["adapt_by_table", "adapted", "halved", "random_feasible", "random_search", "reference_search", "unseeded"]
 
 NEAR = 0.85
 """Least share of the limit that a random subnet should use: random ones far below it are needlessly bad."""
 
 TRIES = 50
 BRIEF_S = 1e-6
+
+_INPUTS = (TensorSpec("image", "float32", (None, 3, 1, 1)),)
+_OUTPUTS = (TensorSpec("logits", "float32", (None, 2)),)
 
 REFERENCE = (64, 256)
 """Images on which the reference's candidates are cut, before the best see all."""
@@ -40,24 +44,46 @@ REFERENCE = (64, 256)
 def adapted(trial: Trial, evaluator: Evaluator, plan: AdaptPlan) -> None:
     """The whole of `AdaptJob`: exact seeds, evolution, successive halving, the choice among finalists."""
     terms = trial.terms
-    table = LatencyModel(terms.cost, 1.0, "kernels", 0.0)
-    timed = FakeSession(terms.space, trial.session.inputs, trial.session.outputs, cost_ms=terms.cost)
+    exact = replace(plan, budget=Budget(latency_ms=terms.limit_ms), seed=trial.seed)
+    found = adapt_by_table(
+        terms.cost, terms.prior, evaluator, exact, terms.space.default, lambda: trial.session.cost_ns
+    )
+    if found is not None:
+        trial.tell(found)
+
+
+def adapt_by_table(
+    cost: AdditiveCost,
+    prior: AdditiveCost,
+    evaluator: Evaluator,
+    plan: AdaptPlan,
+    current: Gates,
+    spent_ns: Callable[[], int],
+) -> Gates | None:
+    """What an adaptation chooses where every latency is as the table says; None where nothing fits.
+
+    Args:
+        cost: the table, milliseconds.
+        prior: the bundle's expected damage.
+        evaluator: with the images.
+        plan: of the search, with its budget; nothing is left free under the limit.
+        current: the subnet that is active before.
+        spent_ns: what evaluations have cost so far, for the time limit.
+    """
     one = {"image": np.zeros((1, 3, 1, 1), np.float32)}
-    budget = Budget(latency_ms=terms.limit_ms)
-    exact = replace(plan, budget=budget, measure_seconds=BRIEF_S, headroom=0.0, seed=trial.seed)
+    timed = FakeSession(cost.space, _INPUTS, _OUTPUTS, cost_ms=cost)
     job = AdaptJob(
-        finals=Finals(timed, one, seed=trial.seed, clock_ns=timed.now_ns),
+        finals=Finals(timed, one, seed=plan.seed, clock_ns=timed.now_ns),
         evaluator=evaluator,
-        calibrate=lambda: table,
-        prior=terms.prior,
-        current=terms.space.default,
-        plan=exact,
-        clock_ns=lambda: trial.session.cost_ns + timed.now_ns(),
+        calibrate=lambda: LatencyModel(cost, 1.0, "kernels", 0.0),
+        prior=prior,
+        current=current,
+        plan=replace(plan, measure_seconds=BRIEF_S, headroom=0.0),
+        clock_ns=lambda: spent_ns() + timed.now_ns(),
     )
     for _ in job.steps():
         pass
-    if job.result is not None:
-        trial.tell(job.result.choice.score.gates)
+    return None if job.result is None else job.result.choice.score.gates
 
 
 def unseeded(trial: Trial, evaluator: Evaluator, plan: AdaptPlan) -> None:
