@@ -1,10 +1,10 @@
 """Path training: whole subnets, drawn evenly over their cost, learn from the frozen original.
 
 Each step draws a target cost uniformly between the cheapest subnet and the oracle (uniform draws over choices would
-crowd the middle; see `sampler`). The loss is ``a CE + (1 - a) D``, with D the mean over the outputs of the distance
-from the oracle's, plus a share of the normalised errors at the units' exits. The sandwich's largest subnet needs no
-step: it is the frozen teacher itself. BN statistics follow the paths for most of the stage and rest at its end, so that
-the weights settle on the statistics that inference will use.
+crowd the middle), and later ever more of what a search might choose (see `sampler`). The loss is ``a CE + (1 - a) D``,
+with D the mean over the outputs of the distance from the oracle's, plus a share of the normalised errors at the units'
+exits. The sandwich's largest subnet needs no step: it is the frozen teacher itself. BN statistics follow the paths for
+most of the stage and rest at its end, so that the weights settle on the statistics that inference will use.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def train_paths(
             teacher = quick.features(images, quick.space.default)
         total = 0.0
         for _ in range(config.paths_per_step):
-            gates = sampler.sample()
+            gates = sampler.sample(progress)
             loss = _path_loss(quick.features(images, gates), teacher, labels, config) / config.paths_per_step
             if loss.requires_grad:  # the drawn path may be the frozen original itself
                 backward(loss)

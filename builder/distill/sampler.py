@@ -2,7 +2,9 @@
 
 Most subnets at a given cost are poor and no search will ever choose them, so a large share of the draws is near the
 best that the prior knows; the others are drawn blindly, so that no alternative is forgotten and a wrong prior can be
-mended on the device. All draws come from torch's global generator, so the ranks of a run draw the same paths.
+mended on the device. As training goes on the draws narrow to what a search might choose: those subnets are worth the
+last steps, and BN statistics are then theirs. All draws come from torch's global generator, so the ranks of a run draw
+the same paths.
 """
 
 from __future__ import annotations
@@ -21,8 +23,13 @@ __all__ = ["PathSampler", "checked_cost", "multiply_accumulates"]
 CANDIDATES = 24
 LEVELS = 24
 GUIDED_SHARE = 0.7
-COLDEST, HOTTEST = 0.003, 0.3
+"""Of the draws at the start; at the end of the narrowing all are guided."""
+
+COLDEST, HOTTEST, HOTTEST_AT_END = 0.003, 0.3, 0.008
 """Range of the log-uniform temperature of guided draws, in units of `Plan.scale`."""
+
+NARROWING = (0.2, 0.8)
+"""Progress at which the draws begin to narrow, and at which they are as narrow as they get."""
 
 
 class PathSampler:
@@ -40,10 +47,16 @@ class PathSampler:
         self._full, self._least = cost(self._space.default), cost(fastest(cost))
         self._plans = [] if damage is None else [Plan(cost, damage, limit) for limit in self._levels()]
 
-    def sample(self) -> Gates:
-        """One gate vector whose cost is near a target drawn uniformly between the cheapest subnet and the oracle."""
-        if self._plans and torch.rand(()).item() < GUIDED_SHARE:
-            return self._guided()
+    def sample(self, progress: float = 0.0) -> Gates:
+        """One gate vector whose cost is near a target drawn uniformly between the cheapest subnet and the oracle.
+
+        Args:
+            progress: of the training, 0 to 1.
+        """
+        begin, end = NARROWING
+        late = min(1.0, max(0.0, (progress - begin) / (end - begin)))
+        if self._plans and torch.rand(()).item() < GUIDED_SHARE + (1 - GUIDED_SHARE) * late:
+            return self._guided(HOTTEST ** (1 - late) * HOTTEST_AT_END**late)
         target = self._least + (self._full - self._least) * torch.rand(()).item()
         drawn = [self._blind(torch.rand(()).item()) for _ in range(CANDIDATES)]
         return min(drawn, key=lambda gates: abs(self._cost(gates) - target))
@@ -52,10 +65,10 @@ class PathSampler:
         step = (self._full - self._least) / LEVELS
         return [self._least + step * (level + 1) for level in range(LEVELS)]
 
-    def _guided(self) -> Gates:
+    def _guided(self, hottest: float) -> Gates:
         plan = self._plans[int(torch.randint(len(self._plans), ()))]
         share = torch.rand(()).item()
-        temperature = plan.scale * COLDEST ** (1 - share) * HOTTEST**share
+        temperature = plan.scale * COLDEST ** (1 - share) * hottest**share
         return plan.draw(random.Random(int(torch.randint(2**31, ()))), temperature)
 
     def _blind(self, change: float) -> Gates:

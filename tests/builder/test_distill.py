@@ -10,7 +10,7 @@ from builder.distill.sampler import multiply_accumulates
 from builder.elastify import ElasticOptions, elastify
 from builder.errors import BuildError
 from builder.runlog import RunLog
-from edge_runtime.additive import AdditiveCost, fastest
+from edge_runtime.additive import AdditiveCost, Plan, fastest
 from edge_runtime.errors import StateError, UsageError
 from tests.builder.nets import BottleneckNet, images, made
 
@@ -167,6 +167,23 @@ def test_guided_paths_damage_less_and_still_try_every_alternative():
     assert sum(map(damage, guided)) < 0.8 * sum(map(damage, blind))
     for index, group in enumerate(supernet.space.groups):
         assert {gates.values[index] for gates in guided} == set(range(group.size))
+
+
+def test_late_paths_are_what_a_search_might_choose():
+    supernet = elastify(made(BottleneckNet), images(32))
+    cost = multiply_accumulates(supernet)
+    damage = AdditiveCost.damage(supernet.space, measure_prior(supernet, images(32, seed=8)))
+    sampler = PathSampler(cost, damage)
+    torch.manual_seed(0)
+
+    def over_the_least(progress):
+        drawn = [sampler.sample(progress) for _ in range(200)]
+        return sum(damage(gates) - damage(Plan(cost, damage, cost(gates)).best()) for gates in drawn) / len(drawn)
+
+    early, middle, late = map(over_the_least, (0.0, 0.5, 1.0))
+    assert late < 0.3 * middle < 0.3 * early
+    shares = [cost(sampler.sample(1.0)) / cost(supernet.space.default) for _ in range(200)]
+    assert max(shares) - min(shares) > 0.4  # still over all costs
 
 
 def samplers(supernet, damage):

@@ -320,7 +320,9 @@ def test_what_the_prior_does_not_trust_is_not_chosen_however_good_it_looks() -> 
 def test_where_nothing_is_trusted_the_least_damage_is_taken() -> None:
     expected = {FULL.gates: 0.0, SLOW.gates: 0.4, FAST.gates: 3.0}
     trusted = {"damage": expected.__getitem__, "most_damage": 0.3}
-    choice = pick([FULL, SLOW, replace(FAST, quality=1.0, high=1.0)], "full", judge(set()), Budget(latency_ms=10), **trusted)
+    choice = pick(
+        [FULL, SLOW, replace(FAST, quality=1.0, high=1.0)], "full", judge(set()), Budget(latency_ms=10), **trusted
+    )
     assert choice.score == SLOW
 
 
