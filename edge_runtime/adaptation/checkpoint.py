@@ -157,6 +157,8 @@ class Checkpoints:
     def write(self, checkpoint: Checkpoint) -> None:
         """Replace the file, atomically; a disk that refuses costs the checkpoint, never the search."""
         self.note = ""
+        if not self._state.enabled:
+            return
         try:
             self._state.write_json(self._name, {"format": FORMAT, "of": self._name, "checkpoint": checkpoint.to_json()})
         except StateError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from edge_runtime.adaptation.checkpoint import Checkpoint, Checkpoints, Course, cost_key
@@ -28,10 +28,13 @@ class Keeper:
         checkpoints: The file.
         key: Of this search (`search_key`).
         found: What the file held when this search was made.
+        check: Called before each write; what it raises ends the search, and the file is left to the next one.
     """
 
-    def __init__(self, checkpoints: Checkpoints, key: str, found: Checkpoint | None) -> None:
-        self._checkpoints, self._key = checkpoints, key
+    def __init__(
+        self, checkpoints: Checkpoints, key: str, found: Checkpoint | None, check: Callable[[], None] | None = None
+    ) -> None:
+        self._checkpoints, self._key, self._check = checkpoints, key, check
         same = found is not None and found.key == key
         self._before = found if same else None
         self._seeds = () if found is None else found.best(SEEDS)
@@ -63,6 +66,8 @@ class Keeper:
         moment = phase, int(course.seconds / EVERY_SECONDS)
         if moment != self._moment:
             self._moment = moment
+            if self._check is not None:
+                self._check()
             self._checkpoints.write(Checkpoint(self._key, course, evaluator.known()))
 
     def forget(self) -> None:

@@ -74,7 +74,7 @@ class Jobs:
             plan: How much is looked at.
             batch_size: Images per run.
             current: The active subnet.
-            check: Called beside every timed run; what it raises ends the search there.
+            check: Called beside every timed run and before the search is kept; what it raises ends the search there.
 
         Raises:
             InputError: The images are all but the same.
@@ -86,7 +86,7 @@ class Jobs:
         order = np.random.default_rng(plan.seed).permutation(len(images))
         space, preprocessing = self._manifest.space, self._manifest.preprocessing
         key = search_key(images, labels, plan, batch_size)
-        keeper = Keeper(self._checkpoints, key, self._checkpoints.read(space))
+        keeper = Keeper(self._checkpoints, key, self._checkpoints.read(space), check)
         evaluator = Evaluator(
             self._session,
             space.default,

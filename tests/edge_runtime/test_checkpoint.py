@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from edge_runtime import Budget, EdgeModel
 from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult
 from edge_runtime.adaptation import checkpoint as checkpoint_module
+from edge_runtime.adaptation.background import Stop, StoppedError
 from edge_runtime.adaptation.checkpoint import Checkpoint, Checkpoints, Course, search_key
 from edge_runtime.backends import SessionOptions
 from edge_runtime.errors import BudgetError, UsageError
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame
-from edge_runtime.model.jobs import Jobs, Labels
+from edge_runtime.model.jobs import Check, Jobs, Labels
 from edge_runtime.profiles import load_profile
 from edge_runtime.state import StateDir
 from tests.support.scripted import (
@@ -60,6 +61,7 @@ class Process:
         plan: AdaptPlan = PLAN,
         current: Gates = FULL,
         batch_size: int = 16,
+        check: Check | None = None,
     ) -> AdaptJob:
         def reply(inputs: Mapping[str, Any], gates: Gates) -> dict[str, Any]:
             if len(inputs["image"]) > 1:  # finalists are timed on one
@@ -73,7 +75,7 @@ class Process:
             Checkpoints(StateDir.open(self.folder), NAME),
             calibrate=lambda _: scripted_table(self.table_scale),
             clock_ns=session.now_ns,
-        ).make(images, labels, plan, batch_size=batch_size, current=current)
+        ).make(images, labels, plan, batch_size=batch_size, current=current, check=check)
 
     @property
     def kept(self) -> Checkpoint | None:
@@ -117,6 +119,25 @@ def test_a_search_goes_on_where_it_was_and_ends_as_the_unbroken_one(
     assert job.evaluator.taken_up == sum(map(len, kept.values.values()))
     assert len(again) == sum(map(len, job.evaluator.known().values())) - job.evaluator.taken_up
     assert job.seconds >= kept.course.seconds
+
+
+def test_a_search_that_was_told_to_stop_writes_no_more(tmp_path: Path) -> None:
+    stop = Stop()
+
+    def check() -> None:
+        if stop.is_set():
+            raise StoppedError
+
+    old, new = Process(tmp_path / "state"), Process(tmp_path / "state")
+    slices = old.job(check=check).steps()
+    next(slices)
+    stop.set()
+    run(new.job(scripted_images(64, seed=9)), slices_of(new.job(scripted_images(64, seed=9))) // 2)
+    kept = new.kept
+    with pytest.raises(StoppedError):
+        for _ in slices:
+            pass
+    assert new.kept == kept
 
 
 def test_no_more_is_lost_than_a_few_seconds_of_work(tmp_path: Path) -> None:
