@@ -12,22 +12,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from edge_runtime.additive import AdditiveCost, Plan, infeasible
-from edge_runtime.checks import positive, whole
+from edge_runtime.additive import AdditiveCost, Plan
+from edge_runtime.checks import whole
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace, GateValue
 from edge_runtime.objectives import Score
+from edge_runtime.seeds import near_budget, plan_within, reserve
 
-__all__ = ["EvolutionSearch", "covering_vectors", "near_budget_seeds", "random_gates"]
-
-SMALL_SPACE = 4096
-"""Up to so many subnets a space is enumerated, so that a long enough search has seen all of it."""
+__all__ = ["EvolutionSearch"]
 
 _CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
 _SCREENED = 3  # children of which the one with the least expected damage is asked
-_DRAWS_PER_SEED = 8
 
 
 class EvolutionSearch:
@@ -63,13 +60,13 @@ class EvolutionSearch:
         seed: int = 0,
     ) -> None:
         self._space = space
-        self._plan = _plan(space, predict_ms, prior, limit_ms)
+        self._plan = plan_within(space, predict_ms, prior, limit_ms)
         self._most_damage = most_damage
         self._population = whole("population", population, low=1)
         self._left = whole("generations", generations, low=1)
         self._rng = random.Random(whole("seed", seed))
         self._first = [_of(space, gates) for gates in seeds]
-        self._reserve = _reserve(self._plan)
+        self._reserve = reserve(self._plan)
         self._asked: set[Gates] = set()
         self._told: dict[Gates, Score] = {}
         self._screen = self._plan.damage
@@ -114,7 +111,7 @@ class EvolutionSearch:
         if not self._asked:
             yield self._plan.best()
             yield from self._first
-            yield from _near_budget(self._plan, self._population, self._rng)
+            yield from near_budget(self._plan, self._population, self._rng)
         if self._told:
             yield from self._corrected()
             parents = [score.gates for score in self.best(max(2, self._population // 2))]
@@ -176,106 +173,6 @@ class EvolutionSearch:
             if self._plan.cost(other) < self._plan.cost(gates):
                 gates = other
         return gates
-
-
-def near_budget_seeds(
-    space: GateSpace,
-    predict_ms: AdditiveCost,
-    prior: AdditiveCost | None,
-    limit_ms: float,
-    count: int,
-    seed: int,
-) -> list[Gates]:
-    """Distinct subnets predicted to be within a limit, by prior damage, least first.
-
-    The first is the best there is (see `Plan`), the others are drawn around it. As faster alternatives damage more,
-    they lie just below the limit wherever the limit binds.
-
-    Args:
-        space: What is searched.
-        predict_ms: Predicted p95 of a subnet, milliseconds.
-        prior: Expected damage of a subnet, lower is better; None: what is predicted slower is expected to be better.
-        limit_ms: Upper limit of the predicted latency, milliseconds, above 0.
-        count: How many at most; a small space may hold fewer.
-        seed: Of the random generator.
-
-    Raises:
-        BudgetError: Not even the fastest subnet is predicted to be within the limit.
-    """
-    plan = _plan(space, predict_ms, prior, limit_ms)
-    found = dict.fromkeys(_near_budget(plan, whole("count", count), random.Random(whole("seed", seed))))
-    for gates in _reserve(plan):
-        if len(found) >= count:
-            break
-        found.setdefault(gates)
-    return list(found)[:count]
-
-
-def covering_vectors(space: GateSpace) -> list[Gates]:
-    """Few vectors in which every value of every choice appears; other groups stay at their default.
-
-    Vector j prefers alternative (i + j) mod n in group i (a Latin square), so that an alternative meets changing
-    neighbours; a merged alternative and the units that it replaces take turns.
-    """
-    missing = {(i, a) for i, group in enumerate(space.groups) if group.kind == "choice" for a in range(group.size)}
-    vectors: list[Gates] = []
-    while missing or not vectors:
-        values: list[GateValue] = []
-        while len(values) < len(space.groups):
-            index, group = len(values), space.groups[len(values)]
-            if group.kind != "choice":
-                values.append(group.default)
-                continue
-            turn = [(index + len(vectors) + step) % group.size for step in range(group.size)]
-            value = next((v for v in turn if (index, v) in missing), turn[0])
-            missing.discard((index, value))
-            values += [value, *((0,) * (group.spans[value] - 1))]
-        vectors.append(space.gates(values))
-    return vectors
-
-
-def random_gates(space: GateSpace, rng: random.Random) -> Gates:
-    """Every choice uniform; of other groups at least one bit on."""
-    values: list[GateValue] = []
-    for group in space.groups:
-        if group.kind == "choice":
-            values.append(rng.randrange(group.size))
-        else:
-            bits = [rng.randrange(2) for _ in range(group.size)]
-            bits[rng.randrange(group.size)] = 1
-            values.append(tuple(bits))
-    return space.gates(values)
-
-
-def _plan(space: GateSpace, predict_ms: AdditiveCost, prior: AdditiveCost | None, limit_ms: float) -> Plan:
-    if predict_ms.space != space:
-        raise UsageError("the predicted latency belongs to another gate space")
-    plan = Plan(predict_ms, predict_ms.negative() if prior is None else prior, positive("the latency limit", limit_ms))
-    if not plan.feasible:
-        raise infeasible(predict_ms, limit_ms)
-    return plan
-
-
-def _near_budget(plan: Plan, count: int, rng: random.Random) -> list[Gates]:
-    """Up to `count` distinct draws, from cold to warm, by damage."""
-    found = {plan.best(): None}
-    tries = _DRAWS_PER_SEED * count
-    for attempt in range(tries):
-        if len(found) >= 4 * count:
-            break
-        found.setdefault(plan.draw(rng, plan.scale * (0.05 + attempt / tries)))
-    return _ranked(plan, found)[:count]
-
-
-def _reserve(plan: Plan) -> list[Gates]:
-    """All subnets of a small space within the limit by damage; nothing for a large one."""
-    if plan.space.size() > SMALL_SPACE:
-        return []
-    return _ranked(plan, (gates for gates in plan.space.enumerate() if plan.fits(gates)))
-
-
-def _ranked(plan: Plan, subnets: Iterable[Gates]) -> list[Gates]:
-    return sorted(subnets, key=lambda gates: (plan.damage(gates), plan.cost(gates), gates.vector()))
 
 
 def _other(value: GateValue, size: int, rng: random.Random) -> GateValue:

@@ -27,7 +27,7 @@ from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.backends.onnx.prepare import RECORD, SKELETON
 from edge_runtime.cli.assets import demo_bundle, demo_images
 from edge_runtime.inputs import Frame, load_npz, normalise, preprocess
-from edge_runtime.search import covering_vectors, random_gates
+from edge_runtime.seeds import covering_vectors, random_gates
 
 __all__ = ["INCOMPARABLE", "STEPS", "TOLERANCE", "Look", "difference"]
 

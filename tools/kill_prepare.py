@@ -52,7 +52,7 @@ LOADER = """
 import hashlib, json, sys
 from edge_runtime import Budget, EdgeModel
 from edge_runtime.backends.base import random_inputs
-from edge_runtime.search import covering_vectors
+from edge_runtime.seeds import covering_vectors
 with EdgeModel.load(sys.argv[1], state_dir=sys.argv[2] or None, budget=Budget(), threads=1) as model:
     space, manifest = model.space, model.bundle.manifest
     answers = hashlib.sha256()

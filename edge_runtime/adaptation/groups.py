@@ -15,7 +15,7 @@ from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import BudgetError
 from edge_runtime.gates import Gates
-from edge_runtime.search import near_budget_seeds
+from edge_runtime.seeds import near_budget_seeds
 
 __all__ = ["Groups"]
 

@@ -19,7 +19,8 @@ from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Score
-from edge_runtime.search import EvolutionSearch, near_budget_seeds
+from edge_runtime.search import EvolutionSearch
+from edge_runtime.seeds import near_budget_seeds
 from edge_runtime.surrogate import LEAST_SCORES, DamageModel
 
 __all__ = ["Shortlist"]

@@ -27,7 +27,7 @@ from edge_runtime.measure.latency import LatencyModel, Method
 from edge_runtime.measure.runs import RunTimer, fit_whole_runs
 from edge_runtime.measure.timing import Clock, heeding, measure
 from edge_runtime.objectives import Measurement, pooled_tail
-from edge_runtime.search import covering_vectors, random_gates
+from edge_runtime.seeds import covering_vectors, random_gates
 
 __all__ = ["calibrate", "check_subnets", "profiled"]
 

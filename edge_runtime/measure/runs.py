@@ -15,7 +15,7 @@ from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.backends.base import Array, Session
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.measure.timing import Clock
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 
 __all__ = ["RunTimer", "fit_whole_runs"]
 

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 from torch import nn
 
 from builder.elastify import elastify, with_folded_originals
-from edge_runtime.search import covering_vectors
+from edge_runtime.seeds import covering_vectors
 from tests.builder.nets import BasicNet, BottleneckNet, DenseNet, FireNet, MixNet, NextNet, PlainNet, images, made
 
 pytestmark = pytest.mark.builder

@@ -21,7 +21,7 @@ from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, GateError, InputError
 from edge_runtime.gates import GateGroup, Gates, GateSpace
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 from tests.support.modular import modular_bundle, modular_reference
 from tests.support.tiny import tiny_bundle, tiny_reference
 

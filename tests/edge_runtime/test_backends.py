@@ -25,7 +25,7 @@ from edge_runtime.backends.onnx import session as onnx_session
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, BundleError, InputError, StateError, UsageError
-from edge_runtime.search import covering_vectors
+from edge_runtime.seeds import covering_vectors
 from tests.support.tiny import SPACE, tiny_bundle, tiny_parts, tiny_reference
 
 

@@ -33,7 +33,7 @@ from edge_runtime.measure import (
 )
 from edge_runtime.measure.kernels import KernelTable
 from edge_runtime.measure.latency import DRIFT_FRAMES
-from edge_runtime.search import covering_vectors, random_gates
+from edge_runtime.seeds import covering_vectors, random_gates
 from tests.support.tiny import SPACE, tiny_bundle
 
 INPUTS = (TensorSpec("image", "float32", (None, 3, 4, 4)),)

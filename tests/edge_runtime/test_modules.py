@@ -32,7 +32,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.cli import main
 from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 from tests.support.modular import CHOICE, modular_bundle, modular_reference, supernets
 from tests.support.tiny import tiny_bundle
 

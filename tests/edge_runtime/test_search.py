@@ -11,7 +11,8 @@ from edge_runtime.additive import AdditiveCost, Plan, fastest
 from edge_runtime.errors import BudgetError, UsageError
 from edge_runtime.gates import GateGroup, GateSpace
 from edge_runtime.objectives import Score
-from edge_runtime.search import EvolutionSearch, near_budget_seeds
+from edge_runtime.search import EvolutionSearch
+from edge_runtime.seeds import near_budget_seeds
 from tests.support.spaces import costs, spaces
 
 small = spaces(max_groups=3)

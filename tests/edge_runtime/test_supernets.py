@@ -18,7 +18,7 @@ from edge_runtime.backends import (
     open_static,
 )
 from edge_runtime.backends.base import random_inputs, relative_difference
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 from tests.support import modular
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from edge_runtime.additive import AdditiveCost, Plan
 from edge_runtime.gates import GateGroup, GateSpace
 from edge_runtime.objectives import Score
-from edge_runtime.search import EvolutionSearch, random_gates
+from edge_runtime.search import EvolutionSearch
+from edge_runtime.seeds import random_gates
 from edge_runtime.surrogate import LEAST_SCORES, DamageModel
 from tests.support.spaces import costs, spaces
 

@@ -22,7 +22,7 @@ from edge_runtime.backends import open_session
 from edge_runtime.backends.base import random_inputs
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 from tests.support.modular import modular_parts
 from tests.support.mutate import mutate_bytes, mutate_resealed
 from tests.support.tiny import tiny_parts

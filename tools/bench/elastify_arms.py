@@ -36,7 +36,7 @@ from edge_runtime.backends.base import relative_difference
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import GateGroup, GateSpace
 from edge_runtime.measure import Candidate, measure_candidates, random_inputs
-from edge_runtime.search import covering_vectors
+from edge_runtime.seeds import covering_vectors
 
 __all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "Arm", "latency_ratio", "reference_of", "train_arm"]
 

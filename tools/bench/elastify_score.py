@@ -37,7 +37,8 @@ from edge_runtime.measure import Candidate, calibrate, measure_candidates, rando
 from edge_runtime.model.compile import open_quickest
 from edge_runtime.objectives import Score
 from edge_runtime.quality import Values, shrunken
-from edge_runtime.search import EvolutionSearch, near_budget_seeds
+from edge_runtime.search import EvolutionSearch
+from edge_runtime.seeds import near_budget_seeds
 from edge_runtime.state import StateDir
 
 __all__ = ["FRACTIONS", "Effort", "oracle_right", "score_arm"]

@@ -28,7 +28,7 @@ __all__ = ["REFERENCE", "Draws", "Setting"]
 REFERENCE = "reference"
 
 BENCH, RUNTIME = Path(__file__).resolve().parent, Path(edge_runtime.__file__).resolve().parent
-DECIDING = ("additive.py", "evaluate.py", "gates.py", "objectives.py", "quality.py", "search.py")
+DECIDING = ("additive", "evaluate", "gates", "objectives", "quality", "search", "seeds", "surrogate")
 SEARCHES = ("answers", "blocks", "draws", "nsga", "ours", "rivals", "trial")
 """Files that decide what a search finds; what they found before they were changed is not used."""
 
@@ -74,7 +74,7 @@ class _Search:
 
 def _code() -> str:
     """Digest of what decides what a search finds."""
-    sources = [*sorted((RUNTIME / "adaptation").glob("*.py")), *(RUNTIME / name for name in DECIDING)]
+    sources = [*sorted((RUNTIME / "adaptation").glob("*.py")), *(RUNTIME / f"{name}.py" for name in DECIDING)]
     sources += [BENCH / f"search_{name}.py" for name in SEARCHES]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 

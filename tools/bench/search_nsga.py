@@ -14,7 +14,7 @@ from search_trial import Trial
 from edge_runtime.additive import fastest
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates, GateSpace
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 
 __all__ = ["gates_of", "nsga", "pymoo_version"]
 

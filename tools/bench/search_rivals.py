@@ -19,7 +19,7 @@ from search_trial import Trial
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import GateGroup, Gates, GateSpace, GateValue
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 
 __all__ = ["Effort", "adaptivenet", "compensated", "first_population", "fitness", "merge_patterns", "mutated"]
 

@@ -12,7 +12,7 @@ from builder.files import write_atomically  # noqa: TID251 - a bench may use the
 from edge_runtime.backends import Session, SessionOptions
 from edge_runtime.bundle import Bundle
 from edge_runtime.measure import Candidate, LatencyModel, calibrate, measure_candidates, random_inputs
-from edge_runtime.search import covering_vectors
+from edge_runtime.seeds import covering_vectors
 
 __all__ = ["BATCH", "latency_table"]
 

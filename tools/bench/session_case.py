@@ -11,7 +11,7 @@ from edge_runtime.backends import SessionOptions
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates, GateSpace
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 
 ROOT = Path(__file__).resolve().parents[2]
 

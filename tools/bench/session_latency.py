@@ -16,7 +16,7 @@ from edge_runtime.backends.base import Array, Session, random_inputs
 from edge_runtime.gates import Gates
 from edge_runtime.measure import calibrate
 from edge_runtime.measure.calibrate import check_subnets
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 
 HELD_OUT = 30
 BURST = 4

@@ -24,7 +24,7 @@ from edge_runtime.errors import BackendError
 from edge_runtime.gates import Gates
 from edge_runtime.measure import MemoryModel
 from edge_runtime.measure.calibrate import profiled
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 
 FORMS = ("static", "naive", "tier1", "tier1_and_2")
 RUNS = 25

@@ -15,7 +15,7 @@ from session_case import Case
 from session_memory import anonymous_mib
 
 from edge_runtime.backends.base import random_inputs
-from edge_runtime.search import random_gates
+from edge_runtime.seeds import random_gates
 
 RATE_HZ = 30
 

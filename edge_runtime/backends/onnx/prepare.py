@@ -41,7 +41,7 @@ from edge_runtime.backends.onnx.session import WEIGHTS_FILE, create_dump, create
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, EdgeError
 from edge_runtime.gates import Gates, GateSpace
-from edge_runtime.search import covering_vectors, random_gates
+from edge_runtime.seeds import covering_vectors, random_gates
 
 __all__ = [
     "FORMS",
