@@ -6,7 +6,8 @@
 
 from edge_runtime.adaptation.choice import Choice, choose
 from edge_runtime.adaptation.finals import Finals
-from edge_runtime.adaptation.job import AdaptJob, AdaptResult
+from edge_runtime.adaptation.job import AdaptJob
+from edge_runtime.adaptation.outcome import AdaptResult
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.status import AdaptStatus, Candidate
 

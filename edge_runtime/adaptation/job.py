@@ -8,50 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from edge_runtime.adaptation.choice import Choice, choose
 from edge_runtime.adaptation.finals import Finals
 from edge_runtime.adaptation.groups import Groups
 from edge_runtime.adaptation.keeper import Keeper
+from edge_runtime.adaptation.outcome import AdaptResult, outcome
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import Shortlist
-from edge_runtime.adaptation.status import Candidate, Phase
+from edge_runtime.adaptation.status import Phase
 from edge_runtime.adaptation.trust import most_damage
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.measure import Clock, LatencyModel
-from edge_runtime.objectives import Frontier, Measurement, Score
+from edge_runtime.objectives import Score
 
-__all__ = ["AdaptJob", "AdaptResult"]
+__all__ = ["AdaptJob"]
 
 MORE_GROUPS = 5
 """Further groups that are measured at most; where nothing fitted, so many again after the fastest of all."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptResult:
-    """What one search found."""
-
-    choice: Choice
-    """The subnet to run, and why."""
-
-    frontier: Frontier
-    """The subnets worth having; of those within the limit the chosen one is the best."""
-
-    candidates: tuple[Candidate, ...]
-    """Finalists first, then what fell earlier, by quality."""
-
-    measurements: tuple[Measurement, ...]
-    """Raw samples of everything measured."""
-
-    full_latency_ms: float
-    """The full subnet's p95: its measured median times the tail of all runs."""
-
-    ended_early: bool
-    """Whether the time limit cut the search."""
 
 
 class AdaptJob:
@@ -238,33 +216,12 @@ class AdaptJob:
         )
 
     def _outcome(self, choice: Choice) -> AdaptResult:
-        finalists = {candidate.score.gates for candidate in choice.candidates}
-        correction = self._finals.correction(self._cost)
-        listed = [g for g in [*self._shortlist.pool, *self._shortlist.ladder] if g not in finalists]
-        expected = [self.evaluator.score(g, self._cost(g) * correction, count=1) for g in listed]
-        limit_ms = self._limit_ms()
-        scores = [choice.score]
-        for score in [candidate.score for candidate in choice.candidates] + expected:
-            # What the images could not tell from the chosen one must not look better in the loop than it did here.
-            rival = score.latency_ms <= limit_ms and score.quality >= choice.score.quality
-            if not rival and not score.dominates(choice.score):
-                scores.append(score)
-        return AdaptResult(
+        return outcome(
             choice,
-            Frontier.of(scores),
-            (*choice.candidates, *self._early(expected)),
-            self._finals.measurements,
-            self._finals.expected_p95_ms(self._full),
-            self._shortlist.ended_early or self._cut,
+            self._shortlist,
+            self._finals,
+            cost=self._cost,
+            limit_ms=self._limit_ms(),
+            full_latency_ms=self._finals.expected_p95_ms(self._full),
+            cut=self._cut,
         )
-
-    def _early(self, expected: list[Score]) -> list[Candidate]:
-        """What was not measured, and why, by quality."""
-        fallen = self._shortlist.fallen
-        early = [Candidate(score, "unmeasured", "evaluated for the frontier") for score in expected]
-        early += [
-            Candidate(self._shortlist.score(gates), "fell early", reason)
-            for gates, reason in fallen.items()
-            if all(candidate.score.gates != gates for candidate in early) and not self._finals.has(gates)
-        ]
-        return sorted(early, key=lambda candidate: (-candidate.score.samples, -candidate.score.quality))

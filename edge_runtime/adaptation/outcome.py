@@ -1,0 +1,94 @@
+"""What a finished search says: the choice, the frontier, and every candidate with the reason why it fell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edge_runtime.adaptation.choice import Choice
+from edge_runtime.adaptation.finals import Finals
+from edge_runtime.adaptation.shortlist import Shortlist
+from edge_runtime.adaptation.status import Candidate
+from edge_runtime.additive import AdditiveCost
+from edge_runtime.objectives import Frontier, Measurement, Score
+
+__all__ = ["AdaptResult", "outcome"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptResult:
+    """What one search found."""
+
+    choice: Choice
+    """The subnet to run, and why."""
+
+    frontier: Frontier
+    """The subnets worth having; of those within the limit the chosen one is the best."""
+
+    candidates: tuple[Candidate, ...]
+    """Finalists first, then what fell earlier, by quality."""
+
+    measurements: tuple[Measurement, ...]
+    """Raw samples of everything measured."""
+
+    full_latency_ms: float
+    """The full subnet's p95: its measured median times the tail of all runs."""
+
+    ended_early: bool
+    """Whether the time limit cut the search."""
+
+
+def outcome(
+    choice: Choice,
+    shortlist: Shortlist,
+    finals: Finals,
+    *,
+    cost: AdditiveCost,
+    limit_ms: float,
+    full_latency_ms: float,
+    cut: bool,
+) -> AdaptResult:
+    """Put together what was evaluated and measured.
+
+    Args:
+        choice: The subnet to run.
+        shortlist: What was evaluated on the images.
+        finals: What was measured.
+        cost: Predicted p95 of a subnet, milliseconds.
+        limit_ms: The latency limit, milliseconds.
+        full_latency_ms: p95 of the full subnet.
+        cut: Whether the time limit cut the measurements.
+    """
+    finalists = {candidate.score.gates for candidate in choice.candidates}
+    correction = finals.correction(cost)
+    listed = [gates for gates in [*shortlist.pool, *shortlist.ladder] if gates not in finalists]
+    expected = [replace(shortlist.score(gates), latency_ms=cost(gates) * correction) for gates in listed]
+    return AdaptResult(
+        choice,
+        _frontier(choice, expected, limit_ms),
+        (*choice.candidates, *_early(shortlist, finals, expected)),
+        finals.measurements,
+        full_latency_ms,
+        shortlist.ended_early or cut,
+    )
+
+
+def _frontier(choice: Choice, expected: list[Score], limit_ms: float) -> Frontier:
+    """What the images could not tell from the chosen one must not look better in the loop than it did here."""
+    scores = [choice.score]
+    for score in [candidate.score for candidate in choice.candidates] + expected:
+        rival = score.latency_ms <= limit_ms and score.quality >= choice.score.quality
+        if not rival and not score.dominates(choice.score):
+            scores.append(score)
+    return Frontier.of(scores)
+
+
+def _early(shortlist: Shortlist, finals: Finals, expected: list[Score]) -> list[Candidate]:
+    """What was not measured, and why, by quality."""
+    early = [Candidate(score, "unmeasured", "evaluated for the frontier") for score in expected]
+    known = {candidate.score.gates for candidate in early}
+    early += [
+        Candidate(shortlist.score(gates), "fell early", reason)
+        for gates, reason in shortlist.fallen.items()
+        if gates not in known and not finals.has(gates)
+    ]
+    return sorted(early, key=lambda candidate: (-candidate.score.samples, -candidate.score.quality))
