@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -84,19 +84,11 @@ class Jobs:
                 f"the {len(images)} images are all but the same", hint="give images of different scenes to adapt to"
             )
         order = np.random.default_rng(plan.seed).permutation(len(images))
-        space, preprocessing = self._manifest.space, self._manifest.preprocessing
         key = search_key(images, labels, plan, batch_size)
-        keeper = Keeper(self._checkpoints, key, self._checkpoints.read(space), check)
-        evaluator = Evaluator(
-            self._session,
-            space.default,
-            images[order],
-            preprocessing,
-            labels=None if labels is None else labels[order],
-            batch_size=batch_size,
-            known=keeper.values,
-        )
-        one = {self._session.inputs[0].name: normalise(images[order[0]], preprocessing)[None]}
+        keeper = Keeper(self._checkpoints, key, self._checkpoints.read(self._manifest.space), check)
+        shuffled = None if labels is None else labels[order]
+        evaluator = self._evaluator(images[order], shuffled, batch_size, keeper.values)
+        one = {self._session.inputs[0].name: normalise(images[order[0]], self._manifest.preprocessing)[None]}
         return AdaptJob(
             finals=Finals(self._session, one, seed=plan.seed, clock_ns=heeding(self._clock_ns, check)),
             evaluator=evaluator,
@@ -106,6 +98,19 @@ class Jobs:
             plan=plan,
             keeper=keeper,
             clock_ns=self._clock_ns,
+        )
+
+    def _evaluator(
+        self, images: Frame, labels: Labels | None, batch_size: int, known: Mapping[Gates, Sequence[float]]
+    ) -> Evaluator:
+        return Evaluator(
+            self._session,
+            self._manifest.space.default,
+            images,
+            self._manifest.preprocessing,
+            labels=labels,
+            batch_size=batch_size,
+            known=known,
         )
 
 
