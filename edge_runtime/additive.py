@@ -144,6 +144,10 @@ class Plan:
         """Whether a subnet is within the limit, to a few parts in a thousand million."""
         return self.cost(gates) <= self.limit + 3 * self._slack
 
+    def least(self, limit: float) -> float:
+        """The least damage within a limit that is at most the plan's own; infinite where no subnet is."""
+        return self.damage.base + self._completion(0, limit + 2 * self._slack - self.cost.base)
+
     def best(self) -> Gates:
         """The subnet with the least damage within the limit. Raises `BudgetError` where there is none."""
         return self.draw(random.Random(0), 0.0)

@@ -36,7 +36,7 @@ class EvolutionSearch:
         limit_ms: Subnets predicted above it are never asked, milliseconds, above 0.
         prior: Expected damage of a subnet, lower is better; None: what is predicted slower is expected to be better.
         most_damage: Subnets of which the prior expects more are never asked.
-        seeds: Asked first, after the plan's best, where they are within the limit. Example: the active subnet.
+        seeds: Asked first, after the plan's best, where they are within both bounds. Example: the active subnet.
         population: New subnets per ask, at least 1.
         generations: Asks, at least 1.
         seed: Of the random generator.

@@ -1,9 +1,9 @@
 """Draw whole subnets for training, evenly over their cost.
 
 Most subnets at a given cost are poor and no search will ever choose them, so a large share of the draws is near the
-best that the prior knows; the others are drawn blindly, so that no alternative is forgotten and a wrong prior can be
-mended on the device. As training goes on the draws narrow to what a search might choose: those subnets are worth the
-last steps, and BN statistics are then theirs. All draws come from torch's global generator, so the ranks of a run draw
+best that the prior knows; the others are drawn blindly, so that every alternative learns beside others. As training
+goes on the draws narrow to what a search might choose, until none is blind: those subnets are worth the last steps,
+and BN statistics are then theirs. All draws come from torch's global generator, so the ranks of a run draw
 the same paths.
 """
 

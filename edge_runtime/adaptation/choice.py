@@ -41,7 +41,10 @@ class Choice:
     """The chosen finalist."""
 
     best: Score
-    """The feasible finalist with the highest quality; often the chosen one."""
+    """The trusted feasible finalist with the highest quality; often the chosen one."""
+
+    trusted: bool
+    """Whether the prior trusts any feasible finalist; else the chosen one is that of the least expected damage."""
 
     reason: str
     """Why it, for people."""
@@ -65,7 +68,7 @@ def choose(
 
     Args:
         finalists: Scores with a measured p95, of different subnets.
-        current: The active subnet; it is kept in doubt if it is among the finalists and feasible.
+        current: The active subnet; it is kept in doubt if it is among the finalists, feasible and trusted.
         budget: What must be met.
         full_latency_ms: p95 of the full subnet, for budgets that are a fraction of it.
         bound_ms: What must be inside the latency limit: the p95 of a subnet with what its measurement leaves open.
@@ -77,12 +80,12 @@ def choose(
     feasible = [score for score in finalists if trial.fits(score)]
     if not feasible:
         return None
-    least = min(feasible, key=lambda score: damage(score.gates))
-    feasible = [score for score in feasible if trial.trusts(score)] or [least]
+    trusted = [score for score in feasible if trial.trusts(score)]
+    feasible = trusted or [min(feasible, key=lambda score: damage(score.gates))]
     best = max(feasible, key=lambda score: (score.quality, -score.latency_ms))
     chosen = trial.among_equals(feasible, best)
     candidates = tuple(trial.fate(score, chosen, best) for score in finalists)
-    return Choice(chosen, best, trial.reason(chosen, best), candidates)
+    return Choice(chosen, best, bool(trusted), trial.reason(chosen, best), candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +151,12 @@ class _Trial:
         room = f"p95 {chosen.latency_ms:.2f} ms" + (
             f" within {self.limit_ms:.2f} ms" if self.limit_ms < math.inf else ""
         )
+        if not self.trusts(chosen):
+            return f"{chosen.gates}, {room}: the bundle trusts nothing that fits, and expects the least damage of it"
         if chosen is best:
             stays = "stays the best" if chosen.gates == self.current else "is the best"
-            return f"{chosen.gates} {stays} of the measured subnets that fit: quality {chosen.quality:.3f}, {room}"
+            what = f"{stays} of the measured and trusted subnets that fit"
+            return f"{chosen.gates} {what}: quality {chosen.quality:.3f}, {room}"
         gap = self.compare(best.gates, chosen.gates)
         doubt = f"cannot tell it from {best.gates} on {gap.samples} images ({_points(gap.low)} to {_points(gap.high)})"
         if chosen.gates == self.current:

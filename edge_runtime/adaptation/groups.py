@@ -12,6 +12,7 @@ from edge_runtime.adaptation.choice import Choice
 from edge_runtime.adaptation.finals import Finals
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import Shortlist
+from edge_runtime.adaptation.trust import Trust
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import BudgetError
 from edge_runtime.gates import Gates
@@ -37,6 +38,7 @@ class Groups:
         finals: What was measured so far.
         cost: Predicted p95 of a subnet, milliseconds.
         prior: Expected damage of a subnet, from the bundle.
+        trust: What may be chosen.
         current: The active subnet.
         plan: How much is looked at.
     """
@@ -48,11 +50,12 @@ class Groups:
         *,
         cost: AdditiveCost,
         prior: AdditiveCost,
+        trust: Trust,
         current: Gates,
         plan: AdaptPlan,
     ) -> None:
         self._shortlist, self._finals = shortlist, finals
-        self._cost, self._prior, self._current, self._plan = cost, prior, current, plan
+        self._cost, self._prior, self._trust, self._current, self._plan = cost, prior, trust, current, plan
 
     def first(self, limit_ms: float) -> list[Gates]:
         """The best by quality within `limit_ms`, one that is predicted well inside it, the current and the full subnet.
@@ -70,8 +73,8 @@ class Groups:
 
         Args:
             limit_ms: The latency limit, milliseconds.
-            choice: What would be chosen now; None where nothing fitted.
-            failed: After how many groups nothing fitted.
+            choice: What would be chosen now; None where nothing that is trusted fitted.
+            failed: After how many groups nothing did.
         """
         correction = self._finals.correction(self._cost, self._plan.headroom)
         aim_ms = limit_ms / correction * (1.0 if choice else STEP ** (failed - 1))
@@ -91,10 +94,14 @@ class Groups:
         return [gates for gates in group if not self._finals.has(gates)]
 
     def _evaluated(self, limit_ms: float) -> list[Gates]:
-        """What the shortlist evaluated, the ladder on fewer images, and is predicted within a limit; best first."""
+        """What the shortlist evaluated, the ladder on fewer images, and is trusted within a limit; best first.
+
+        Of equals those of the least expected damage: where the images tell nothing, they are the ones to measure.
+        """
         listed = [*self._shortlist.pool, *self._shortlist.ladder]
-        within = [gates for gates in dict.fromkeys(listed) if self._cost(gates) <= limit_ms]
-        return sorted(within, key=lambda gates: (-self._shortlist.score(gates).quality, self._cost(gates)))
+        most = self._trust.most_damage(limit_ms)
+        within = [g for g in dict.fromkeys(listed) if self._cost(g) <= limit_ms and self._prior(g) <= most]
+        return sorted(within, key=lambda gates: (-self._shortlist.score(gates).quality, self._prior(gates)))
 
     def _planned(self, aim_ms: float, choice: Choice | None) -> list[Gates]:
         """The best by the prior within `aim_ms`, where the prior holds them for better than what fits."""

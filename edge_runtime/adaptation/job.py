@@ -18,7 +18,7 @@ from edge_runtime.adaptation.outcome import AdaptResult, outcome
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.adaptation.status import Phase
-from edge_runtime.adaptation.trust import most_damage
+from edge_runtime.adaptation.trust import Trust
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
@@ -101,6 +101,7 @@ class AdaptJob:
 
     def _slices(self) -> Iterator[None]:
         self._cost = self._calibrate().p95_cost
+        self._trust = Trust(self._cost, self._prior)
         limit_ms = self._proposal_limit_ms()
         course = self._keeper.begin(self._cost, self._current)
         self._before_s = course.seconds
@@ -108,6 +109,7 @@ class AdaptJob:
             evaluator=self.evaluator,
             cost=self._cost,
             prior=self._prior,
+            trust=self._trust,
             course=course,
             limit_ms=limit_ms,
             plan=self._plan,
@@ -122,6 +124,7 @@ class AdaptJob:
             self._finals,
             cost=self._cost,
             prior=self._prior,
+            trust=self._trust,
             current=self._current,
             plan=self._plan,
         )
@@ -142,6 +145,8 @@ class AdaptJob:
         failed = 0
         for count in range(MORE_GROUPS):
             choice = self._choose(self._bound_ms)
+            if choice is not None and not choice.trusted:
+                choice = None
             failed += choice is None
             group = [] if self._heavy() else groups.better(self._limit_ms(), choice, failed)
             if group and count > 0 and self.seconds > self._plan.seconds:
@@ -187,7 +192,7 @@ class AdaptJob:
             bound_ms=bound_ms,
             compare=self.evaluator.compare,
             damage=self._prior,
-            most_damage=most_damage(self._cost, self._prior, table_ms),
+            most_damage=self._trust.most_damage(table_ms),
         )
 
     def _measured(self) -> list[Score]:
@@ -221,6 +226,7 @@ class AdaptJob:
             self._shortlist,
             self._finals,
             cost=self._cost,
+            trust=self._trust,
             limit_ms=self._limit_ms(),
             full_latency_ms=self._finals.expected_p95_ms(self._full),
             cut=self._cut,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from edge_runtime.adaptation.choice import Choice
 from edge_runtime.adaptation.finals import Finals
 from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.adaptation.status import Candidate
+from edge_runtime.adaptation.trust import Trust
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.objectives import Frontier, Measurement, Score
 
 __all__ = ["AdaptResult", "outcome"]
+
+Allows = Callable[[Score, float], bool]
+
+_BELOW = 1e-4
+"""Quality by which a subnet is ranked below one that it looked better than and is not trusted in place of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ def outcome(
     finals: Finals,
     *,
     cost: AdditiveCost,
+    trust: Trust,
     limit_ms: float,
     full_latency_ms: float,
     cut: bool,
@@ -54,6 +63,7 @@ def outcome(
         shortlist: What was evaluated on the images.
         finals: What was measured.
         cost: Predicted p95 of a subnet, milliseconds.
+        trust: What may be chosen where how much time is allowed.
         limit_ms: The latency limit, milliseconds.
         full_latency_ms: p95 of the full subnet.
         cut: Whether the time limit cut the measurements.
@@ -62,9 +72,10 @@ def outcome(
     correction = finals.correction(cost)
     listed = [gates for gates in [*shortlist.pool, *shortlist.ladder] if gates not in finalists]
     expected = [replace(shortlist.score(gates), latency_ms=cost(gates) * correction) for gates in listed]
+    others = [candidate.score for candidate in choice.candidates] + expected
     return AdaptResult(
         choice,
-        _frontier(choice, expected, limit_ms),
+        _frontier(choice.score, others, limit_ms, lambda score, ms: trust.allows(score.gates, ms / correction)),
         (*choice.candidates, *_early(shortlist, finals, expected)),
         finals.measurements,
         full_latency_ms,
@@ -72,14 +83,28 @@ def outcome(
     )
 
 
-def _frontier(choice: Choice, expected: list[Score], limit_ms: float) -> Frontier:
-    """What the images could not tell from the chosen one must not look better in the loop than it did here."""
-    scores = [choice.score]
-    for score in [candidate.score for candidate in choice.candidates] + expected:
-        rival = score.latency_ms <= limit_ms and score.quality >= choice.score.quality
-        if not rival and not score.dominates(choice.score):
-            scores.append(score)
-    return Frontier.of(scores)
+def _frontier(chosen: Score, others: list[Score], limit_ms: float, allows: Allows) -> Frontier:
+    """Of those within the limit the chosen one is the best.
+
+    What the images could not tell from it must not look better in the loop than it did here.
+    """
+    ranked = _ranked([chosen, *(score for score in others if score.gates != chosen.gates)], allows)
+    own = next(score for score in ranked if score.gates == chosen.gates)
+    rivals = [score for score in ranked if score.latency_ms <= limit_ms and score.quality >= own.quality]
+    return Frontier.of([own, *(score for score in ranked if score not in rivals and not score.dominates(own))])
+
+
+def _ranked(scores: list[Score], allows: Allows) -> list[Score]:
+    """Slow to fast; what looks better than a slower subnet and is not trusted in its place is put just below it."""
+    ranked: list[Score] = []
+    for score in sorted(scores, key=lambda score: -score.latency_ms):
+        slower = (other for other in ranked if other.latency_ms > score.latency_ms)
+        highest = min((other.quality for other in slower if not allows(score, other.latency_ms)), default=math.inf)
+        if score.quality >= highest:
+            quality = max(0.0, highest - _BELOW)
+            score = replace(score, quality=quality, low=min(score.low, quality))
+        ranked.append(score)
+    return ranked
 
 
 def _early(shortlist: Shortlist, finals: Finals, expected: list[Score]) -> list[Candidate]:

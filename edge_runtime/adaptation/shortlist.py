@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from edge_runtime.adaptation.checkpoint import Course
 from edge_runtime.adaptation.plan import AdaptPlan
-from edge_runtime.adaptation.trust import most_damage
+from edge_runtime.adaptation.trust import Trust
 from edge_runtime.additive import AdditiveCost, fastest
 from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
@@ -42,6 +42,7 @@ class Shortlist:
         evaluator: Runs subnets on the images.
         cost: Predicted p95 of a subnet, milliseconds.
         prior: Expected damage of a subnet, from the bundle.
+        trust: What may be chosen.
         course: What to begin with, and what the clock decided already where an interrupted search goes on.
         limit_ms: Predicted p95 up to which subnets are proposed.
         plan: How much is looked at.
@@ -54,6 +55,7 @@ class Shortlist:
         evaluator: Evaluator,
         cost: AdditiveCost,
         prior: AdditiveCost,
+        trust: Trust,
         course: Course,
         limit_ms: float,
         plan: AdaptPlan,
@@ -73,7 +75,7 @@ class Shortlist:
         """Whether the time limit cut the evolution or the images."""
         self.course = course
         """The course so far; it says enough to go the same way again."""
-        self._evaluator, self._cost, self._prior = evaluator, cost, prior
+        self._evaluator, self._cost, self._prior, self._trust = evaluator, cost, prior, trust
         self._full, self._plan, self._seconds = cost.space.default, plan, seconds
 
     def steps(self) -> Iterator[None]:
@@ -124,7 +126,7 @@ class Shortlist:
             predict_ms=self._cost,
             limit_ms=self.limit_ms,
             prior=self._prior,
-            most_damage=most_damage(self._cost, self._prior, self.limit_ms),
+            most_damage=self._trust.most_damage(self.limit_ms),
             seeds=self.course.seeds,
             population=self._plan.population,
             generations=self._plan.generations,

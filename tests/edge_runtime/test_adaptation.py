@@ -16,7 +16,8 @@ from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, Finals, ch
 from edge_runtime.adaptation.background import BackgroundJob
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
-from edge_runtime.adaptation.trust import LEEWAY, SLACK, most_damage
+from edge_runtime.adaptation.trust import LEEWAY, SLACK, Trust
+from edge_runtime.additive import fastest
 from edge_runtime.errors import BackendError, BudgetError, EdgeError, UsageError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
@@ -328,24 +329,51 @@ def test_where_nothing_is_trusted_the_least_damage_is_taken() -> None:
 
 def test_the_trusted_damage_follows_what_the_limit_costs() -> None:
     limits = [3.0, 6.0, 9.0, math.inf]
-    bounds = [most_damage(COST, PRIOR, limit_ms) for limit_ms in limits]
+    trust = Trust(COST, PRIOR)
+    bounds = [trust.most_damage(limit_ms) for limit_ms in limits]
     for limit_ms, bound in zip(limits, bounds, strict=True):
         least = min(PRIOR(gates) for gates in SPACE.enumerate() if COST(gates) <= limit_ms)
         assert LEEWAY * least <= bound <= LEEWAY * least + SLACK * max(map(max, PRIOR.entries))
     assert bounds == sorted(bounds, reverse=True)
-    assert most_damage(COST, PRIOR, 0.01) == math.inf
+    assert trust.most_damage(0.01) == trust.most_damage(COST(fastest(COST)))  # below everything that of the fastest
+    assert trust.most_damage(math.inf) < 0.05
+    assert Trust(COST, PRIOR.scaled(0.0)).allows(SPACE.parse("2-2-2-2-2"), math.inf)  # no prior, no bound
 
 
+def slower_than_the_table(gates: Gates) -> float:
+    return COST(gates) * (1.08 if COST(gates) > 6.5 else 1.0)
+
+
+def shown_one_easy_image(limit_ms: float, current: str, cost_ms: Callable[[Gates], float] = COST) -> AdaptResult:
+    easy = next(image for image in IMAGES if all(right(gates, image) for gates in SPACE.enumerate()))
+    images = np.repeat(easy[None], 128, axis=0)
+    return run(make_job(Budget(latency_ms=limit_ms), current=current, images=images, cost_ms=cost_ms))
+
+
+@pytest.mark.parametrize("cost_ms", [COST, slower_than_the_table])
 @pytest.mark.parametrize("current", ["full", "2-2-2-2-2"])
 @pytest.mark.parametrize("limit_ms", [5.0, 8.0, 11.0])
-def test_one_image_for_hours_talks_nobody_into_a_bad_subnet(current: str, limit_ms: float) -> None:
-    easy = next(image for image in IMAGES if all(right(gates, image) for gates in SPACE.enumerate()))
-    job = make_job(Budget(latency_ms=limit_ms), current=current, images=np.repeat(easy[None], 128, axis=0))
-    chosen = run(job).choice.score
+def test_one_image_for_hours_talks_nobody_into_a_bad_subnet(
+    current: str, limit_ms: float, cost_ms: Callable[[Gates], float]
+) -> None:
+    chosen = shown_one_easy_image(limit_ms, current, cost_ms).choice.score
     assert chosen.quality == 1.0  # as all are on this image
-    assert PRIOR(chosen.gates) <= most_damage(COST, PRIOR, 0.9 * limit_ms)
+    assert PRIOR(chosen.gates) <= Trust(COST, PRIOR).most_damage(0.88 * limit_ms)
     blind = min((gates for gates in SPACE.enumerate() if COST(gates) <= limit_ms), key=COST)
     assert exact_quality(chosen.gates) > exact_quality(blind) + 0.05
+
+
+def test_one_image_for_hours_leaves_a_frontier_in_the_order_of_the_prior() -> None:
+    result = shown_one_easy_image(8.0, "full")
+    subnets = [score.gates for score in result.frontier.scores]
+    assert len(subnets) >= 4
+    assert SPACE.default in subnets
+    chosen = result.choice.score.gates
+    assert result.frontier.best(8.0).gates == chosen
+    trust = Trust(COST, PRIOR)
+    for limit_ms in (3.0, 5.0, 7.0):
+        served = result.frontier.best(limit_ms)
+        assert trust.allows(served.gates, max(COST(gates) for gates in subnets if COST(gates) <= limit_ms))
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,19 @@ def test_given_seeds_are_asked_where_they_fit():
     assert slow not in first
 
 
+def test_what_the_prior_expects_too_much_damage_of_is_never_asked():
+    space = deep_space()
+    cost, damage = deep_tables(space, 7)
+    limit = 0.5 * cost(space.default)
+    most = 1.3 * damage(Plan(cost, damage, limit).best())
+    search = EvolutionSearch(
+        space, predict_ms=cost, limit_ms=limit, prior=damage, most_damage=most, seeds=[fastest(cost)], generations=6
+    )
+    asked = run(search, lambda gates: 0.5, cost)  # images that tell nothing
+    assert sum(map(len, asked)) > 24
+    assert max(damage(gates) for generation in asked for gates in generation) <= most
+
+
 def test_best_puts_what_is_within_the_limit_first():
     space = deep_space(3, 2)
     cost, _ = deep_tables(space, 0)

@@ -45,25 +45,24 @@ def adapted(trial: Trial, evaluator: Evaluator, plan: AdaptPlan) -> None:
     """The whole of `AdaptJob`: exact seeds, evolution, successive halving, the choice among finalists."""
     terms = trial.terms
     exact = replace(plan, budget=Budget(latency_ms=terms.limit_ms), seed=trial.seed)
-    found = adapt_by_table(
-        terms.cost, terms.prior, evaluator, exact, terms.space.default, lambda: trial.session.cost_ns
-    )
-    if found is not None:
-        trial.tell(found)
+    cost, full = terms.cost, terms.space.default
+    trial.tell(adapt_by_table(cost, cost, terms.prior, evaluator, exact, full, lambda: trial.session.cost_ns))
 
 
 def adapt_by_table(
     cost: AdditiveCost,
+    measured: AdditiveCost,
     prior: AdditiveCost,
     evaluator: Evaluator,
     plan: AdaptPlan,
     current: Gates,
     spent_ns: Callable[[], int],
-) -> Gates | None:
-    """What an adaptation chooses where every latency is as the table says; None where nothing fits.
+) -> Gates:
+    """What an adaptation chooses where every latency is as a table says; raises as `AdaptJob.steps`.
 
     Args:
-        cost: the table, milliseconds.
+        cost: the table that subnets are proposed by, milliseconds.
+        measured: what finalists take.
         prior: the bundle's expected damage.
         evaluator: with the images.
         plan: of the search, with its budget; nothing is left free under the limit.
@@ -71,7 +70,7 @@ def adapt_by_table(
         spent_ns: what evaluations have cost so far, for the time limit.
     """
     one = {"image": np.zeros((1, 3, 1, 1), np.float32)}
-    timed = FakeSession(cost.space, _INPUTS, _OUTPUTS, cost_ms=cost)
+    timed = FakeSession(cost.space, _INPUTS, _OUTPUTS, cost_ms=measured)
     job = AdaptJob(
         finals=Finals(timed, one, seed=plan.seed, clock_ns=timed.now_ns),
         evaluator=evaluator,
@@ -83,7 +82,8 @@ def adapt_by_table(
     )
     for _ in job.steps():
         pass
-    return None if job.result is None else job.result.choice.score.gates
+    assert job.result is not None
+    return job.result.choice.score.gates
 
 
 def unseeded(trial: Trial, evaluator: Evaluator, plan: AdaptPlan) -> None:
