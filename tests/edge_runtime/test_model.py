@@ -364,7 +364,7 @@ def test_no_budget_means_the_full_subnet_also_where_a_faster_one_is_as_good(tmp_
     model = scripted(tmp_path, budget=Budget(latency_ms=6.0), reply=lambda inputs, gates: answer(inputs, SPACE.default))
     model.adapt(images, wait=True)
     assert model.frontier is not None
-    assert not model.frontier.highest.gates.is_default
+    assert min(score.quality for score in model.frontier.scores) > 0.999
     model.adapt(budget=Budget())
     assert model.gates.is_default
     assert scripted(tmp_path, budget=Budget()).gates.is_default
