@@ -1,4 +1,4 @@
-"""Drives a job in one thread, quietly: low priority, a share of the time only, gone soon after it is told to stop."""
+"""Drives a job in one thread, quietly: low priority, a share of one CPU only, gone soon after it is told to stop."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class BackgroundJob:
         after: A job that was stopped; its end is waited for in the thread, so that two never measure at once.
         done: Called in the thread after the last slice, with the finished job; never for a job that was closed.
         failed: Called in the thread with what went wrong instead; never for a job that was closed.
-        duty: Share of the time that slices may take, above 0 to 1; the thread sleeps for the rest.
+        duty: Share of one CPU that slices may take, above 0 to 1; the thread sleeps for the rest.
+        threads: Threads that work while a slice runs, this one among them.
         stop: Set when the job is told to stop, so that a long slice can look at it; made here where none is given.
     """
 
@@ -73,12 +74,13 @@ class BackgroundJob:
         done: Callable[[AdaptJob], None],
         failed: Callable[[EdgeError], None],
         duty: float = 0.25,
+        threads: int = 1,
         after: BackgroundJob | None = None,
         stop: Stop | None = None,
     ) -> None:
         self.job: AdaptJob | None = None
         """The job once it is made."""
-        self._done, self._failed, self._duty = done, failed, duty
+        self._done, self._failed, self._duty, self._threads = done, failed, duty, threads
         self._stop = stop or Stop()
         # The thread drops its arguments when it ends: a job must not keep all those before it alive.
         self._thread = threading.Thread(target=self._work, args=(make, after), name="nnf-edge-adapt", daemon=True)
@@ -119,17 +121,26 @@ class BackgroundJob:
         try:
             self.job = make()
             slices = self.job.steps()
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
             for _ in slices:
-                busy = time.perf_counter() - began
-                if self._stop.wait(busy * (1 / self._duty - 1)):
+                if self._stop.wait(self._rest(time.perf_counter() - began, _cpu_seconds(self._threads) - cpu)):
                     return
-                began = time.perf_counter()
+                began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
             if not self._stop.is_set():
                 self._done(self.job)
         except Exception as error:  # also a fault of ours must reach whoever waits, and not end on stderr
             if not self._stop.is_set():
                 self._failed(_as_ours(error))
+
+    def _rest(self, busy: float, cpu: float) -> float:
+        """Seconds to sleep after a slice, by its length and the CPU that it took."""
+        return max(0.0, min(cpu, self._threads * busy) / self._duty - busy)
+
+
+def _cpu_seconds(threads: int) -> float:
+    """CPU seconds of this thread so far and of as many others that work when it does, and of child processes."""
+    times = os.times()
+    return threads * time.thread_time() + times.children_user + times.children_system
 
 
 _STARTED: weakref.WeakSet[BackgroundJob] = weakref.WeakSet()

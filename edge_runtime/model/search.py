@@ -138,6 +138,7 @@ class Searches:
                 done=done,
                 failed=failed,
                 duty=self._duty,
+                threads=self._options.threads,
                 after=old,
                 stop=stop,
             )

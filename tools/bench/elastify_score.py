@@ -50,6 +50,8 @@ TIMED_SEEDS = 5
 """Subnets near a limit whose median ratio corrects it: one alone is off by a few percent."""
 FINALISTS, MOST_GROUPS = 4, 6
 """Subnets that are timed together, and how often as many more are, until one is within the share."""
+LOWER = 0.98
+"""By how much each further group is aimed below the one before."""
 CONFIRMING = 3
 """Times as many runs, in rounds of its own, for the one that is chosen."""
 
@@ -161,7 +163,7 @@ class _Scorer:
             return about | {"reason": str(error)}, None
         ranked = self._ranked(search.best(self._effort.population * self._effort.generations))
         about |= {"evaluations": len(ranked), "limit_ms": limit_ms, "model_error": self._model.error}
-        found = self._first_within(fraction, ranked)
+        found = self._first_within(fraction, limit_ms, ranked)
         if found is None:
             return about | {"reason": "every finalist was slower"}, None
         score, estimate, ratio = found
@@ -206,18 +208,33 @@ class _Scorer:
         return [(scores[place], float(estimates[place])) for place in np.argsort(-estimates, kind="stable")]
 
     def _first_within(
-        self, fraction: float, ranked: Sequence[tuple[Score, float]]
+        self, fraction: float, limit_ms: float, ranked: Sequence[tuple[Score, float]]
     ) -> tuple[Score, float, float] | None:
-        """The first of some subnets that was measured within `fraction` twice, its estimate and the second ratio."""
-        for start in range(0, min(len(ranked), FINALISTS * MOST_GROUPS), FINALISTS):
-            group = ranked[start : start + FINALISTS]
-            with alone(self._what):
-                ratios = self._ratios([score.gates for score, _ in group])
-                for (score, estimate), ratio in zip(group, ratios, strict=True):
-                    if ratio <= fraction:
-                        again = self._ratios([score.gates], CONFIRMING * self._effort.runs)[0]
-                        if again <= fraction:
-                            return score, estimate, again
+        """The first of some subnets that was measured within `fraction` twice, its estimate and the second ratio.
+
+        Where a group is too slow, the next one is aimed lower, as the model may err on what the search likes.
+        """
+        left = list(ranked)
+        for number in range(MOST_GROUPS):
+            aim_ms = limit_ms * LOWER**number
+            group = [entry for entry in left if self._model.cost(entry[0].gates) <= aim_ms][:FINALISTS]
+            left = [entry for entry in left if entry not in group]
+            found = self._confirmed(fraction, group)
+            if found is not None:
+                return found
+        return None
+
+    def _confirmed(self, fraction: float, group: Sequence[tuple[Score, float]]) -> tuple[Score, float, float] | None:
+        """The first of a group that is within `fraction` when it is measured with the others, and again alone."""
+        if not group:
+            return None
+        with alone(self._what):
+            ratios = self._ratios([score.gates for score, _ in group])
+            for (score, estimate), ratio in zip(group, ratios, strict=True):
+                if ratio <= fraction:
+                    again = self._ratios([score.gates], CONFIRMING * self._effort.runs)[0]
+                    if again <= fraction:
+                        return score, estimate, again
         return None
 
     def _ratios(self, subnets: Sequence[Gates], runs: int | None = None) -> list[float]:
