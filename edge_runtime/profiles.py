@@ -8,7 +8,7 @@ path of its own. Form of a file, every key but `match` required, all mistakes re
     match: {machine: aarch64, board: Raspberry Pi 5}   # without `match` never chosen on its own
     threads: 3                                         # 1 to 64, cut to the CPUs that the process may use
     budget: {latency_ms: 50, memory_mib: 300}          # see `Budget`; {} for none
-    limits: {adapt_cpu_percent: 25, adapt_seconds: 60} # of one thread in the background; of one search
+    limits: {adapt_cpu_percent: 25, adapt_seconds: 60} # of one CPU, in the background; of one search
 """
 
 from __future__ import annotations

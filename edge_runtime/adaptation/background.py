@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from edge_runtime.adaptation.job import AdaptJob
 from edge_runtime.errors import EdgeError
 
-__all__ = ["CLOSE_SECONDS", "BackgroundJob", "Stop", "StoppedError"]
+__all__ = ["CLOSE_SECONDS", "BackgroundJob", "Stop", "StoppedError", "rest_seconds"]
 
 NICENESS = 10
 """Of the thread on Linux, where threads have their own; it then gives way to the application."""
@@ -94,7 +95,7 @@ class BackgroundJob:
 
     def hurry(self) -> None:
         """Let it use the whole time from now on: somebody waits for it."""
-        self._duty = 1.0
+        self._duty = math.inf
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for its end; whether it has ended."""
@@ -123,7 +124,8 @@ class BackgroundJob:
             slices = self.job.steps()
             began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
             for _ in slices:
-                if self._stop.wait(self._rest(time.perf_counter() - began, _cpu_seconds(self._threads) - cpu)):
+                spent = _cpu_seconds(self._threads) - cpu
+                if self._stop.wait(rest_seconds(time.perf_counter() - began, spent, self._duty, self._threads)):
                     return
                 began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
             if not self._stop.is_set():
@@ -132,9 +134,17 @@ class BackgroundJob:
             if not self._stop.is_set():
                 self._failed(_as_ours(error))
 
-    def _rest(self, busy: float, cpu: float) -> float:
-        """Seconds to sleep after a slice, by its length and the CPU that it took."""
-        return max(0.0, min(cpu, self._threads * busy) / self._duty - busy)
+
+def rest_seconds(busy: float, cpu: float, duty: float, threads: int) -> float:
+    """Seconds to sleep after a slice, so that it and the sleep together take a share of one CPU.
+
+    Args:
+        busy: how long the slice lasted, seconds.
+        cpu: CPU seconds that it took; those of `threads` during `busy` at most.
+        duty: the share, above 0; infinite for no rest.
+        threads: threads that work while a slice runs.
+    """
+    return max(0.0, min(cpu, threads * busy) / duty - busy)
 
 
 def _cpu_seconds(threads: int) -> float:

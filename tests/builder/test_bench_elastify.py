@@ -208,3 +208,17 @@ def test_a_share_gets_the_best_subnet_within_it_whichever_search_found_it(tmp_pa
     assert shared_right(tmp_path, 0.6).tolist() == [1.0]
     assert points["0.3000"] == {"fraction": 0.3, "reachable": False}
     assert kept_points(tmp_path)["0.6000"]["ratio"] == 0.58  # what its own search found stays
+
+
+def test_what_is_found_where_others_are_not_searched_serves_no_common_share(tmp_path):
+    for fraction, ratio, estimate, further in (
+        (0.6, 0.58, 0.5, False),
+        (0.5, 0.49, 0.4, False),
+        (0.55, 0.54, 0.7, True),
+    ):
+        point = {"fraction": fraction, "ratio": ratio, "estimate": estimate, "further": further}
+        keep(tmp_path, fraction, point, np.array([estimate]))
+    points = shared_points(tmp_path)
+    assert [points[f"{f:.4f}"]["ratio"] for f in (0.6, 0.55, 0.5)] == [0.58, 0.54, 0.49]
+    keep(tmp_path, 0.5, {"fraction": 0.5, "ratio": 0.49, "estimate": 0.8, "further": False}, np.array([0.8]))
+    assert shared_points(tmp_path)["0.5500"]["found_at"] == 0.5

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, Finals, choose
-from edge_runtime.adaptation.background import BackgroundJob
+from edge_runtime.adaptation.background import BackgroundJob, rest_seconds
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
 from edge_runtime.adaptation.trust import LEEWAY, SLACK, Trust
@@ -495,27 +495,67 @@ def test_a_fault_of_ours_reaches_whoever_waits() -> None:
     assert "ZeroDivisionError: by zero" in str(failed[0])
 
 
-def test_the_duty_cycle_leaves_the_rest_of_the_time() -> None:
-    class Busy(Slices):
-        def steps(self) -> Iterator[None]:
-            for _ in range(4):
-                time.sleep(0.02)
-                yield
+@pytest.mark.parametrize(
+    ("busy", "cpu", "duty", "threads", "rest"),
+    [
+        (0.02, 0.02, 0.25, 1, 0.06),
+        (0.02, 0.04, 0.25, 2, 0.14),  # two threads of a slice take twice the CPU
+        (0.04, 0.02, 0.25, 1, 0.04),  # where others hold the CPU it was given up already
+        (0.02, 0.50, 0.25, 1, 0.06),  # never for more than its threads can take
+        (0.05, 0.00, 0.25, 1, 0.0),
+        (0.02, 0.04, math.inf, 2, 0.0),
+    ],
+)
+def test_a_slice_and_its_rest_take_a_share_of_one_cpu(
+    busy: float, cpu: float, duty: float, threads: int, rest: float
+) -> None:
+    assert rest_seconds(busy, cpu, duty, threads) == pytest.approx(rest)
 
+
+class Waiting(Slices):
+    """Slices that take no CPU."""
+
+    def steps(self) -> Iterator[None]:
+        for _ in range(self.slices):
+            time.sleep(0.02)
+            yield
+
+
+class Burning(Slices):
+    """Slices that take CPU."""
+
+    def steps(self) -> Iterator[None]:
+        for _ in range(self.slices):
+            until = time.thread_time() + 0.02
+            while time.thread_time() < until:
+                pass
+            yield
+
+
+def pauses_of(job: Any, *, hurried: bool = False) -> list[float]:
+    """How long a background job of a hundredth of a CPU wants to sleep after each slice; it does not really sleep."""
     pauses: list[float] = []
     began = threading.Event()
 
     def make() -> Any:
         began.wait(30)
-        return Busy(0)
+        return job
 
-    thread = BackgroundJob(make, done=print, failed=print, duty=0.25)
-    wait = thread._stop.wait
-    thread._stop.wait = lambda timeout=None: (pauses.append(timeout or 0.0), wait(0))[1]  # type: ignore[method-assign,assignment]
+    thread = BackgroundJob(make, done=print, failed=print, duty=0.01)
+    thread._stop.wait = lambda timeout=None: pauses.append(timeout or 0.0)  # type: ignore[method-assign,assignment]
+    if hurried:
+        thread.hurry()
     began.set()
     assert thread.wait(30)
+    return pauses
+
+
+def test_a_job_rests_for_the_cpu_that_it_took_unless_somebody_waits_for_it() -> None:
+    pauses = pauses_of(Burning(4))
     assert len(pauses) == 4
-    assert all(pause >= 0.02 * 3 * 0.99 for pause in pauses)
+    assert min(pauses) > 0
+    assert pauses_of(Burning(4), hurried=True) == [0.0] * 4
+    assert sum(pauses_of(Waiting(4))) < sum(pauses)
 
 
 # The loop's control.

@@ -507,7 +507,7 @@ def test_a_search_that_was_replaced_or_closed_applies_nothing(monkeypatch: pytes
 
         running, job = True, None
 
-        def __init__(self, make: Any, *, done: Any, failed: Any, duty: float, after: Any, stop: Any) -> None:
+        def __init__(self, make: Any, *, done: Any, failed: Any, **settings: Any) -> None:
             self.make, self.done, self.failed = make, done, failed
             made.append(self)
 

@@ -34,7 +34,7 @@ from elastify_arms import ARMS, FIGURES, Arm, reference_of, train_arm
 from elastify_data import PIXELS, TinyImages, load_images
 from elastify_oracle import EPOCHS, RESULT, load_oracle, train_oracle
 from elastify_points import kept_points
-from elastify_report import report
+from elastify_report import OURS, report
 from elastify_score import FRACTIONS, Effort, oracle_right, score_arm
 
 from builder.errors import BuildError
@@ -54,8 +54,6 @@ IN_ORDER = (
     *(("purpose-80", 0), ("purpose-40", 0), ("pruned", 0), ("naive", 0)),
 )
 """The arms, in the order in which their figures are wanted."""
-PRINCIPALS = ("ours", "adaptivenet")
-"""Arms that are searched at the latencies of the networks made for one, too; a smaller share may be served by these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +128,7 @@ def _train(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
-    """Points of every trained arm; of the principals at the latency of each network that was made for one too."""
+    """Points of every trained arm; of ours at the latency of each network that was made for one too."""
     work, images = arguments.work, _images(arguments)
     if not (work / RESULT).exists():
         raise StateError(f"there is no oracle in {work}", hint="train it first: elastify.py oracle")
@@ -141,8 +139,8 @@ def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
             score_arm(arm, images, work, (), scale.effort, SEED, log)
         theirs = [point["ratio"] for arm in made_for_one for point in kept_points(work / arm.folder).values()]
         for arm in (arm for arm in trained if arm.fraction is None):
-            shares = (*scale.fractions, *theirs) if arm.name in PRINCIPALS else scale.fractions
-            score_arm(arm, images, work, shares, scale.effort, SEED, log)
+            further = theirs if arm.name == OURS else ()
+            score_arm(arm, images, work, scale.fractions, scale.effort, SEED, log, further=further)
     result = report(work, trained, scale.fractions, oracle_right(images, work))
     write_atomically(work / "result.json", json.dumps(result, indent=1).encode())
     return result

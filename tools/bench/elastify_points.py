@@ -45,7 +45,8 @@ def keep(folder: Path, fraction: float, point: dict[str, Any], right: Values | N
 def shared_points(folder: Path) -> dict[str, Any]:
     """For each share the best subnet within it that any search of this arm found: one for less time serves it too.
 
-    The best is that of the highest estimate on the search images; the test images decide nothing.
+    The best is that of the highest estimate on the search images; the test images decide nothing. What was found at a
+    further share, where other arms are not searched, serves no common one.
     """
     points = kept_points(folder)
     found = [point for point in points.values() if point.get("estimate") is not None]
@@ -60,6 +61,8 @@ def shared_right(folder: Path, fraction: float) -> Values | None:
 
 def _best_within(point: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:
     within = [other for other in found if other["ratio"] <= point["fraction"]]
+    if not point.get("further"):
+        within = [other for other in within if not other.get("further")]
     best = max(within, key=lambda other: float(other["estimate"]), default=point)
     return point if best is point else best | {"fraction": point["fraction"], "found_at": best["fraction"]}
 

@@ -18,7 +18,7 @@ from elastify_points import kept_points, shared_points, shared_right
 
 from edge_runtime.quality import Comparison, Values
 
-__all__ = ["report"]
+__all__ = ["OURS", "report"]
 
 OURS = "ours"
 LOW_BUDGETS = 0.7

@@ -70,7 +70,15 @@ class Effort:
 
 
 def score_arm(
-    arm: Arm, images: TinyImages, work: Path, fractions: Sequence[float], effort: Effort, seed: int, log: RunLog
+    arm: Arm,
+    images: TinyImages,
+    work: Path,
+    fractions: Sequence[float],
+    effort: Effort,
+    seed: int,
+    log: RunLog,
+    *,
+    further: Sequence[float] = (),
 ) -> None:
     """Make those points of one trained arm that its folder lacks.
 
@@ -82,16 +90,24 @@ def score_arm(
         effort: of the search and the timing.
         seed: of the search.
         log: where each point is written.
+        further: shares at which this arm alone is searched; what is found there serves no other share.
     """
     folder = work / arm.folder
-    wanted = fractions if arm.fraction is None else (arm.fraction,)
+    wanted = (*fractions, *further) if arm.fraction is None else (arm.fraction,)
     missing = [fraction for fraction in wanted if not is_kept(folder, fraction)]
     if missing:
-        _score_missing(arm, images, work, missing, effort, seed, log)
+        _score_missing(arm, images, work, missing, effort, seed, log, further)
 
 
 def _score_missing(
-    arm: Arm, images: TinyImages, work: Path, missing: Sequence[float], effort: Effort, seed: int, log: RunLog
+    arm: Arm,
+    images: TinyImages,
+    work: Path,
+    missing: Sequence[float],
+    effort: Effort,
+    seed: int,
+    log: RunLog,
+    further: Sequence[float],
 ) -> None:
     folder, oracle = work / arm.folder, open_static((work / GRAPH).read_bytes(), ONE_THREAD)
     if arm.fraction is not None:
@@ -101,6 +117,7 @@ def _score_missing(
     for fraction in missing:
         with log.step(f"{arm.folder}.score") as said:
             point, right = scorer.point(fraction)
+            point |= {"further": fraction in further}
             keep(folder, fraction, point, right)
             said |= {key: point.get(key) for key in ("fraction", "ratio", "accuracy", "gates", "reason")}
 
