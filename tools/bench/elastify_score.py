@@ -48,12 +48,12 @@ BATCH = 50
 CORRECTIONS, CLOSE = 3, 0.98
 TIMED_SEEDS = 5
 """Subnets near a limit whose median ratio corrects it: one alone is off by a few percent."""
-FINALISTS, MOST_GROUPS = 4, 6
-"""Subnets that are timed together, and how often as many more are, until one is within the share."""
+FINALISTS, MOST_FINALISTS = 4, 24
+"""Subnets that are timed until the next are aimed lower, and in all, until one is within the share."""
 LOWER = 0.98
-"""By how much each further group is aimed below the one before."""
+"""By how much."""
 CONFIRMING = 3
-"""Times as many runs, in rounds of its own, for the one that is chosen."""
+"""Times as many runs for the one that is chosen."""
 
 ONE_THREAD = SessionOptions(threads=1)
 ALL_THREADS = SessionOptions(threads=len(os.sched_getaffinity(0)))
@@ -158,7 +158,7 @@ class _Scorer:
         self._plain = open_session(self._bundle, ALL_THREADS)
         with alone(self._what), state.scratch() as scratch:
             self._model = calibrate(self._bundle, self._timed, ONE_THREAD, seed=seed, scratch=scratch)
-            self._full_ratio = self._ratios([self._space.default])[0]
+            self._full_ratio = self._ratio(self._space.default)
         self._judge = self._evaluator()
 
     def _evaluator(self) -> Evaluator:
@@ -195,8 +195,7 @@ class _Scorer:
         for _ in range(CORRECTIONS):
             seeds = near_budget_seeds(self._space, self._model.cost, self._damage, limit_ms, TIMED_SEEDS, self._seed)
             with alone(self._what):
-                ratios = self._ratios(seeds)
-            factor = median(self._model.predict_ms(gates) / ratio for gates, ratio in zip(seeds, ratios, strict=True))
+                factor = median(self._model.predict_ms(gates) / self._ratio(gates) for gates in seeds)
             before, limit_ms = limit_ms, fraction * factor
             if CLOSE * limit_ms <= before <= limit_ms or seeds[0].is_default:
                 break
@@ -229,39 +228,32 @@ class _Scorer:
     ) -> tuple[Score, float, float] | None:
         """The first of some subnets that was measured within `fraction` twice, its estimate and the second ratio.
 
-        Where a group is too slow, the next one is aimed lower, as the model may err on what the search likes.
+        Where some were too slow, the next ones are aimed lower, as the model may err on what the search likes.
         """
         left = list(ranked)
-        for number in range(MOST_GROUPS):
-            aim_ms = limit_ms * LOWER**number
-            group = [entry for entry in left if self._model.cost(entry[0].gates) <= aim_ms][:FINALISTS]
-            left = [entry for entry in left if entry not in group]
-            found = self._confirmed(fraction, group)
-            if found is not None:
-                return found
+        for number in range(MOST_FINALISTS):
+            aim_ms = limit_ms * LOWER ** (number // FINALISTS)
+            entry = next((entry for entry in left if self._model.cost(entry[0].gates) <= aim_ms), None)
+            if entry is None:
+                return None
+            left.remove(entry)
+            gates = entry[0].gates
+            with alone(self._what):
+                if self._ratio(gates) <= fraction and (again := self._ratio(gates, CONFIRMING)) <= fraction:
+                    return *entry, again
         return None
 
-    def _confirmed(self, fraction: float, group: Sequence[tuple[Score, float]]) -> tuple[Score, float, float] | None:
-        """The first of a group that is within `fraction` when it is measured with the others, and again alone."""
-        if not group:
-            return None
-        with alone(self._what):
-            ratios = self._ratios([score.gates for score, _ in group])
-            for (score, estimate), ratio in zip(group, ratios, strict=True):
-                if ratio <= fraction:
-                    again = self._ratios([score.gates], CONFIRMING * self._effort.runs)[0]
-                    if again <= fraction:
-                        return score, estimate, again
-        return None
+    def _ratio(self, gates: Gates, times: int = 1) -> float:
+        """Median of a subnet over that of the oracle, from interleaved rounds of these two alone.
 
-    def _ratios(self, subnets: Sequence[Gates], runs: int | None = None) -> list[float]:
-        """Median of each subnet over that of the oracle, from interleaved rounds."""
+        As the networks made for one latency are measured: beside several others in each round the oracle, which is the
+        largest, finds the least of its weights in the caches, and every ratio would be lower.
+        """
         inputs = random_inputs(self._timed.inputs, seed=self._seed)
-        candidates = [Candidate(self._timed, inputs, gates) for gates in subnets]
-        candidates.append(Candidate(self._oracle, inputs, subnets[0]))
-        with self._timed.hold(subnets):
-            *own, reference = measure_candidates(candidates, runs=runs or self._effort.runs, seed=self._seed)
-        return [measurement.p50_ms / reference.p50_ms for measurement in own]
+        pair = [Candidate(self._timed, inputs, gates), Candidate(self._oracle, inputs, gates)]
+        with self._timed.hold([gates]):
+            own, reference = measure_candidates(pair, runs=times * self._effort.runs, seed=self._seed)
+        return own.p50_ms / reference.p50_ms
 
 
 def _labels(gates: Gates) -> list[str]:
