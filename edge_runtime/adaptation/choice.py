@@ -3,7 +3,9 @@
 1. A finalist is feasible when the bound of its p95 and its memory are inside the budget.
 2. Feasible finalists that the bundle's prior does not trust (see `trust`) fall; where it trusts none, all but the one
    of which it expects the least damage.
-3. The best of the rest is the one with the highest quality, of equals the fastest.
+3. Of the rest that no other is significantly better than, the best is the one with the highest likely quality, of
+   equals the fastest. That is the measured quality, drawn towards what all scores together say of each alternative: of
+   several subnets on few images the one with the highest score was lucky.
 4. The current subnet stays where it is among them and the images cannot tell it from the best.
 5. Otherwise the cheapest of them is taken that the images cannot tell from the best *and* whose quality is
    within `INDIFFERENCE` of it: on few images very different subnets are not significantly different, and to prefer the
@@ -15,7 +17,7 @@ So no trusted feasible finalist is ever significantly better than the chosen one
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from edge_runtime.adaptation.status import Candidate
@@ -30,6 +32,7 @@ INDIFFERENCE = 0.003
 
 Bound = Callable[[Gates], float]
 Compare = Callable[[Gates, Gates], Comparison]
+Likely = Callable[[Gates], float]
 Damage = Callable[[Gates], float]
 
 
@@ -41,7 +44,7 @@ class Choice:
     """The chosen finalist."""
 
     best: Score
-    """The trusted feasible finalist with the highest quality; often the chosen one."""
+    """The trusted feasible finalist with the highest likely quality; often the chosen one."""
 
     trusted: bool
     """Whether the prior trusts any feasible finalist; else the chosen one is that of the least expected damage."""
@@ -61,6 +64,7 @@ def choose(
     full_latency_ms: float,
     bound_ms: Bound,
     compare: Compare,
+    likely: Likely | None = None,
     damage: Damage = lambda gates: 0.0,
     most_damage: float = math.inf,
 ) -> Choice | None:
@@ -73,17 +77,20 @@ def choose(
         full_latency_ms: p95 of the full subnet, for budgets that are a fraction of it.
         bound_ms: What must be inside the latency limit: the p95 of a subnet with what its measurement leaves open.
         compare: Quality of one subnet minus that of another on the same images.
+        likely: The quality that a subnet most likely has; None takes the measured one.
         damage: What the bundle's prior expects of a subnet, lower is better.
         most_damage: Up to which a subnet is trusted.
     """
-    trial = _Trial(current, budget, budget.limit_ms(full_latency_ms), bound_ms, compare, damage, most_damage)
+    worth = {score.gates: score.quality if likely is None else likely(score.gates) for score in finalists}
+    trial = _Trial(current, budget, budget.limit_ms(full_latency_ms), bound_ms, compare, worth, damage, most_damage)
     feasible = [score for score in finalists if trial.fits(score)]
     if not feasible:
         return None
     trusted = [score for score in feasible if trial.trusts(score)]
     feasible = trusted or [min(feasible, key=lambda score: damage(score.gates))]
-    best = max(feasible, key=lambda score: (score.quality, -score.latency_ms))
-    chosen = trial.among_equals(feasible, best)
+    equals = trial.unbeaten(feasible)
+    best = max(equals, key=lambda score: (worth[score.gates], -score.latency_ms))
+    chosen = trial.among(equals, best)
     candidates = tuple(trial.fate(score, chosen, best) for score in finalists)
     return Choice(chosen, best, bool(trusted), trial.reason(chosen, best), candidates)
 
@@ -97,6 +104,7 @@ class _Trial:
     limit_ms: float
     bound_ms: Bound
     compare: Compare
+    worth: Mapping[Gates, float]
     damage: Damage
     most_damage: float
 
@@ -108,17 +116,20 @@ class _Trial:
         """Whether a finalist is feasible."""
         return self.bound_ms(score.gates) <= self.limit_ms and (score.peak_bytes or 0) <= self.budget.memory_bytes
 
-    def among_equals(self, feasible: Sequence[Score], best: Score) -> Score:
-        """The current or the cheapest of those that no other is significantly better than."""
+    def unbeaten(self, feasible: Sequence[Score]) -> list[Score]:
+        """Those that no other is significantly better than; that of the highest quality is always one."""
 
         def beaten(score: Score) -> bool:
             return any(self.compare(other.gates, score.gates).better for other in feasible if other is not score)
 
-        equals = [score for score in feasible if score is best or not beaten(score)]
+        return [score for score in feasible if not beaten(score)]
+
+    def among(self, equals: Sequence[Score], best: Score) -> Score:
+        """The current one, or the cheapest of those that are worth about as much as the best."""
         for score in equals:
             if score.gates == self.current:
                 return score
-        near = [score for score in equals if best.quality - score.quality <= INDIFFERENCE]
+        near = [score for score in equals if self.worth[best.gates] - self.worth[score.gates] <= INDIFFERENCE]
         return min(near, key=lambda score: (score.latency_ms, -score.quality))
 
     def fate(self, score: Score, chosen: Score, best: Score) -> Candidate:
@@ -144,6 +155,8 @@ class _Trial:
         if score is best:
             aside = "the current one stays" if chosen.gates == self.current else "the cheaper one is taken"
             return Candidate(score, "indistinguishable", f"{figures}: the images cannot tell, {aside}")
+        if score.quality > chosen.quality:
+            figures += ": more than all that was evaluated makes likely"
         return Candidate(score, "lost", figures)
 
     def reason(self, chosen: Score, best: Score) -> str:

@@ -184,6 +184,7 @@ class AdaptJob:
 
     def _choose(self, bound_ms: Callable[[Gates], float]) -> Choice | None:
         table_ms = self._limit_ms() / self._finals.correction(self._cost, self._plan.headroom)
+        measured = [measurement.gates for measurement in self._finals.measurements]
         return choose(
             self._measured(),
             current=self._current,
@@ -191,6 +192,7 @@ class AdaptJob:
             full_latency_ms=self._finals.expected_p95_ms(self._full),
             bound_ms=bound_ms,
             compare=self.evaluator.compare,
+            likely=self._shortlist.likely((*measured, *self._shortlist.pool, *self._shortlist.ladder)).__getitem__,
             damage=self._prior,
             most_damage=self._trust.most_damage(table_ms),
         )

@@ -8,7 +8,7 @@ application has somewhere to go when the machine gets busy. Latencies are those 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from edge_runtime.adaptation.checkpoint import Course
@@ -208,12 +208,17 @@ class Shortlist:
             yield from self.evaluate(self.ladder, self._images(min(stage, last - 1)))
             self.pool = self._ranked(survivors)
 
-    def _ranked(self, pool: Sequence[Gates]) -> list[Gates]:
-        """Best first by the quality that each most likely has."""
-        scores = {gates: self.score(gates) for gates in (*pool, *self.fallen)}
+    def likely(self, subnets: Iterable[Gates]) -> dict[Gates, float]:
+        """The quality that each of some evaluated subnets most likely has, by all that was evaluated."""
+        scores = {gates: self.score(gates) for gates in (*subnets, *self.fallen)}
         likely = {gates: score.quality for gates, score in scores.items()}
         if len(scores) >= LEAST_SCORES:
             likely = DamageModel(self._prior, list(scores.values())).qualities()
         if not self._evaluator.labelled:
             likely[self._full] = 1.0  # it agrees with itself, and no image can make that uncertain
+        return likely
+
+    def _ranked(self, pool: Sequence[Gates]) -> list[Gates]:
+        """Best first by the quality that each most likely has."""
+        likely = self.likely(pool)
         return sorted(pool, key=lambda gates: (-likely[gates], self._cost(gates)))

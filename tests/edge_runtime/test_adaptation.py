@@ -308,6 +308,22 @@ def test_nothing_feasible_is_no_choice() -> None:
     assert pick([FULL, SLOW], "full", judge(set()), Budget(fraction=0.79)).score == SLOW
 
 
+def test_of_what_cannot_be_told_apart_the_likely_best_is_taken_and_not_the_lucky_one() -> None:
+    lucky = replace(SIMILAR, quality=0.93)
+    worth = {FULL.gates: 1.0, SLOW.gates: 0.90, SIMILAR.gates: 0.89, FAST.gates: 0.80}
+    choice = pick([FULL, SLOW, lucky, FAST], "full", judge(set()), Budget(latency_ms=10), likely=worth.__getitem__)
+    assert choice.score == SLOW
+    reasons = {str(c.score.gates): c.reason for c in choice.candidates}
+    assert "more than all that was evaluated makes likely" in reasons["0-1-0-0-0"]
+
+
+def test_what_is_significantly_worse_is_not_taken_however_likely_it_was() -> None:
+    worth = {FULL.gates: 1.0, SLOW.gates: 0.90, FAST.gates: 0.95}
+    better = judge({("1-0-0-0-0", "2-2-2-2-2")})
+    choice = pick([FULL, SLOW, FAST], "2-2-2-2-2", better, Budget(latency_ms=10), likely=worth.__getitem__)
+    assert choice.score == SLOW
+
+
 def test_what_the_prior_does_not_trust_is_not_chosen_however_good_it_looks() -> None:
     expected = {FULL.gates: 0.0, SLOW.gates: 0.4, SIMILAR.gates: 0.2, FAST.gates: 3.0}
     finalists = [FULL, SLOW, SIMILAR, replace(FAST, quality=1.0, high=1.0)]
