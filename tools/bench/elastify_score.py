@@ -3,8 +3,8 @@
 Every arm gets as many labelled evaluations at each share, on a split of its own. The search plans with the runtime's
 latency model; before it begins the limit is corrected by measuring a few subnets near it, and at its end the finalists
 are timed beside the oracle's static export. The first within the share is timed again, as of many finalists those are
-preferred that were timed too fast; only where the second time is within the share as well is it tested. Each point is
-kept when it is done.
+preferred that were timed too fast; only where the second time is within the share as well is it tested. Where none is,
+the limit is corrected by the finalists, and the search repeated. Each point is kept when it is done.
 """
 
 # ruff: noqa: TID251 - a bench may use the builder; only the runtime must not
@@ -48,10 +48,9 @@ BATCH = 50
 CORRECTIONS, CLOSE = 3, 0.98
 TIMED_SEEDS = 5
 """Subnets near a limit whose median ratio corrects it: one alone is off by a few percent."""
-FINALISTS, MOST_FINALISTS = 4, 24
-"""Subnets that are timed until the next are aimed lower, and in all, until one is within the share."""
-LOWER = 0.98
-"""By how much."""
+FINALISTS, SEARCHES, LOWER = 6, 4, 0.99
+"""Subnets of a search that are timed, searches until one of them is within the share, and by how much the limit of the
+next one is lower at least."""
 CONFIRMING = 3
 """Times as many runs for the one that is chosen."""
 
@@ -175,15 +174,20 @@ class _Scorer:
         about: dict[str, Any] = {"fraction": fraction, "form": self._form, "reachable": False}
         try:
             limit_ms = self._corrected_limit(fraction)
-            search = self._searched(limit_ms)
+            for searches in range(1, SEARCHES + 1):
+                ranked = self._ranked(self._searched(limit_ms).best(self._effort.population * self._effort.generations))
+                found, factor = self._first_within(fraction, ranked)
+                about |= {"searches": searches, "limit_ms": limit_ms, "model_error": self._model.error}
+                if found is not None:
+                    return self._tested(about, *found)
+                limit_ms = min(fraction * factor, LOWER * limit_ms)
         except BudgetError as error:
             return about | {"reason": str(error)}, None
-        ranked = self._ranked(search.best(self._effort.population * self._effort.generations))
-        about |= {"evaluations": len(ranked), "limit_ms": limit_ms, "model_error": self._model.error}
-        found = self._first_within(fraction, limit_ms, ranked)
-        if found is None:
-            return about | {"reason": "every finalist was slower"}, None
-        score, estimate, ratio = found
+        return about | {"reason": "every finalist was slower"}, None
+
+    def _tested(
+        self, about: dict[str, Any], score: Score, estimate: float, ratio: float
+    ) -> tuple[dict[str, Any], Values]:
         right = _right(self._plain, score.gates, self._images)
         about |= {"reachable": True, "gates": str(score.gates), "ratio": ratio, "accuracy": float(right.mean())}
         about |= {"search_accuracy": score.quality, "estimate": estimate, "alternatives": _labels(score.gates)}
@@ -224,24 +228,23 @@ class _Scorer:
         return [(scores[place], float(estimates[place])) for place in np.argsort(-estimates, kind="stable")]
 
     def _first_within(
-        self, fraction: float, limit_ms: float, ranked: Sequence[tuple[Score, float]]
-    ) -> tuple[Score, float, float] | None:
-        """The first of some subnets that was measured within `fraction` twice, its estimate and the second ratio.
+        self, fraction: float, ranked: Sequence[tuple[Score, float]]
+    ) -> tuple[tuple[Score, float, float] | None, float]:
+        """The first of a few subnets that was measured within `fraction` twice, its estimate and the second ratio.
 
-        Where some were too slow, the next ones are aimed lower, as the model may err on what the search likes.
+        Beside it the model's milliseconds per share, by what was measured: where all were slower, the search has found
+        out where the model is too fast, and is repeated within a limit that is corrected by its own finds.
         """
-        left = list(ranked)
-        for number in range(MOST_FINALISTS):
-            aim_ms = limit_ms * LOWER ** (number // FINALISTS)
-            entry = next((entry for entry in left if self._model.cost(entry[0].gates) <= aim_ms), None)
-            if entry is None:
-                return None
-            left.remove(entry)
-            gates = entry[0].gates
+        factors = []
+        for score, estimate in ranked[:FINALISTS]:
             with alone(self._what):
-                if self._ratio(gates) <= fraction and (again := self._ratio(gates, CONFIRMING)) <= fraction:
-                    return *entry, again
-        return None
+                ratio = self._ratio(score.gates)
+                if ratio <= fraction:
+                    ratio = self._ratio(score.gates, CONFIRMING)
+                    if ratio <= fraction:
+                        return (score, estimate, ratio), 0.0
+            factors.append(self._model.predict_ms(score.gates) / ratio)
+        return None, median(factors)
 
     def _ratio(self, gates: Gates, times: int = 1) -> float:
         """Median of a subnet over that of the oracle, from interleaved rounds of these two alone.
