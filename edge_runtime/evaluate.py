@@ -1,8 +1,9 @@
 """Quality of a subnet on local data: accuracy where there are labels, soft agreement with the full subnet elsewhere.
 
 Both are means of one value in [0, 1] per image (`edge_runtime.quality`), so two subnets are always compared in pairs,
-on the same images. Results are kept, and a subnet is run on further images only when they are asked for. What an
-earlier process found on the same images is taken up batch by batch instead of a run, so that all else goes as then.
+on the same images. On few images with labels the probability of the right class ranks subnets better than how often it
+is the largest one; it is kept too, for that alone. A subnet is run on further images only when they are asked for. What
+an earlier process found on the same images is taken up batch by batch instead of a run, so that all else goes as then.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from edge_runtime.errors import BackendError, InputError
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame, check_labels, normalise
 from edge_runtime.objectives import Score
-from edge_runtime.quality import Comparison, Values, agreement, correctness, probabilities, wilson_interval
+from edge_runtime.quality import Comparison, Values, agreement, graded, probabilities, wilson_interval
 
 __all__ = ["Evaluator"]
 
@@ -46,7 +47,7 @@ class Evaluator:
             preprocessing: From the manifest.
             labels: Class index of each image, int64 [n]; None evaluates by agreement with the full subnet.
             batch_size: Images per run; larger is faster up to about 64, smaller leaves the processor sooner.
-            known: Values in [0, 1] that subnets were found to have on the first of these very images; not run again.
+            known: What `known` gave for the first of these very images; not run again.
         """
         if images.ndim != 4 or not len(images):
             raise InputError(f"images to evaluate on have the shape [n, H, W, 3], got {list(images.shape)}")
@@ -81,11 +82,20 @@ class Evaluator:
         return len(self._values.get(gates, ()))
 
     def values(self, gates: Gates) -> Values:
-        """Value in [0, 1] of the subnet on each image it was run on, float64 [seen]."""
-        return self._values.get(gates, np.empty(0))
+        """Value in [0, 1] of the subnet on each image it was run on, float64 [seen]; with labels 1 where right."""
+        kept = self._values.get(gates, np.empty(0))
+        return np.asarray(kept > 0.5, np.float64) if self.labelled else kept
+
+    def fine_values(self, gates: Gates) -> Values:
+        """What ranks subnets, as `values`; with labels the probability of the right class."""
+        kept = self._values.get(gates, np.empty(0))
+        return 2 * kept - self.values(gates) if self.labelled else kept
 
     def known(self) -> dict[Gates, tuple[float, ...]]:
-        """All values, those too that were not taken up yet; without the reference, which agrees with itself."""
+        """All that is kept of each image, what was not taken up yet too: with labels `graded` values, else `values`.
+
+        Without the reference, which agrees with itself.
+        """
         found = {gates: tuple(values.tolist()) for gates, values in self._known.items()}
         for gates, values in self._values.items():
             if len(values) > len(found.get(gates, ())) and (self.labelled or gates != self._default):
@@ -110,7 +120,7 @@ class Evaluator:
                 self._extend_reference()
                 return False
             values = self._value(self._run(gates, start, stop), start, stop)
-        self._values[gates] = np.concatenate([self.values(gates), values])
+        self._values[gates] = np.concatenate([self._values.get(gates, np.empty(0)), values])
         return self.seen(gates) >= goal
 
     def score(
@@ -121,11 +131,15 @@ class Evaluator:
         count: int | None = None,
         peak_bytes: int | None = None,
         measured: bool = False,
+        fine: bool = False,
     ) -> Score:
-        """Run what is missing of the first `count` images (None: all); the score is of all images seen."""
+        """Run what is missing of the first `count` images (None: all); the score is of all images seen.
+
+        Its quality is the mean of `values`, or where it is to rank subnets that of `fine_values`.
+        """
         while not self.advance(gates, count):
             pass
-        values = self.values(gates)
+        values = self.fine_values(gates) if fine else self.values(gates)
         quality = float(values.mean())
         low, high = wilson_interval(quality, len(values))
         return Score(gates, quality, low, high, len(values), latency_ms, peak_bytes, measured)
@@ -154,5 +168,5 @@ class Evaluator:
 
     def _value(self, shares: Values, start: int, stop: int) -> Values:
         if self._labels is not None:
-            return correctness(shares, self._labels[start:stop])
+            return graded(shares, self._labels[start:stop])
         return agreement(shares, np.concatenate(self._reference)[start:stop])

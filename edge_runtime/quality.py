@@ -25,6 +25,7 @@ __all__ = [
     "correctness",
     "effective_classes",
     "few_labels",
+    "graded",
     "nuclear_norm",
     "overlap",
     "probabilities",
@@ -114,6 +115,12 @@ def probabilities(logits: npt.NDArray[np.generic]) -> Values:
 def correctness(shares: Values, labels: Labels) -> Values:
     """1.0 for each image whose label has the largest probability, else 0.0."""
     return np.asarray((shares.argmax(axis=1) == labels) & (shares.sum(axis=1) > 0), np.float64)
+
+
+def graded(shares: Values, labels: Labels) -> Values:
+    """Half whether the label has the largest probability, half that probability: above 0.5 exactly where it has."""
+    found: Values = (correctness(shares, labels) + shares[np.arange(len(labels)), labels]) / 2
+    return found
 
 
 def agreement(shares: Values, reference: Values) -> Values:

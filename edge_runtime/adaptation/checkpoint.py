@@ -24,7 +24,7 @@ from edge_runtime.state import StateDir
 
 __all__ = ["Checkpoint", "Checkpoints", "Course", "cost_key", "search_key"]
 
-FORMAT = 1
+FORMAT = 2
 """Of what a checkpoint means: of its fields, and of how a value comes from an image. An older one is not taken up."""
 
 MAX_VALUES = 200_000

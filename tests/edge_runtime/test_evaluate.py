@@ -57,6 +57,22 @@ def test_the_full_subnet_agrees_with_itself_and_nobody_is_better(session: Sessio
     assert not evaluator.compare(SPACE.parse("2-2-2"), SPACE.default).better
 
 
+def test_with_labels_subnets_are_ranked_by_the_probability_of_the_right_class(session: Session, bundle: Any) -> None:
+    spec, gates = bundle.manifest.preprocessing, SPACE.parse("1-3-0")
+    own = softmax(tiny_reference(gates, preprocess_all(list(IMAGES), spec)))
+    labels = np.random.default_rng(3).integers(0, own.shape[1], len(IMAGES))
+    evaluator = Evaluator(session, SPACE.default, IMAGES, spec, labels=labels, batch_size=32)
+    rank, score = evaluator.score(gates, 2.5, fine=True), evaluator.score(gates, 2.5)
+    expected = own[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(evaluator.fine_values(gates), expected, atol=1e-4)
+    assert rank.quality == pytest.approx(expected.mean(), abs=1e-4)
+    assert score.quality == pytest.approx((own.argmax(axis=1) == labels).mean())
+    again = Evaluator(session, SPACE.default, IMAGES, spec, labels=labels, known=evaluator.known())
+    assert again.score(gates, 2.5) == score
+    assert again.score(gates, 2.5, fine=True) == rank
+    assert again.taken_up == len(IMAGES)
+
+
 def test_accuracy_where_there_are_labels(session: Session, bundle: Any) -> None:
     spec = bundle.manifest.preprocessing
     labels = tiny_reference(SPACE.default, preprocess_all(list(IMAGES), spec)).argmax(axis=1)

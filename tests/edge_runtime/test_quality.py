@@ -16,6 +16,7 @@ from edge_runtime.quality import (
     correctness,
     effective_classes,
     few_labels,
+    graded,
     nuclear_norm,
     overlap,
     probabilities,
@@ -45,6 +46,15 @@ def test_every_value_is_in_its_range(first, second):
 def test_a_subnet_agrees_with_itself_and_with_a_teacher_that_is_it(own):
     assert agreement(own, own) == pytest.approx(np.ones(12))
     assert teacher([own, own]) == pytest.approx(own)
+
+
+@given(shares, st.lists(st.integers(0, CLASSES - 1), min_size=12, max_size=12))
+def test_a_graded_value_says_whether_the_answer_is_right_and_how_likely_it_was(own, labels):
+    labels = np.array(labels)
+    found, right = graded(own, labels), correctness(own, labels)
+    assert ((found > 0.5) == (right == 1)).all()
+    assert 2 * found - right == pytest.approx(own[np.arange(12), labels])
+    assert not graded(np.zeros((12, CLASSES)), labels).any()
 
 
 def test_rows_that_gave_nothing_are_worth_nothing():
