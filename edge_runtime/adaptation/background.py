@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import math
 import os
+import sys
 import threading
 import time
 import weakref
@@ -24,6 +25,11 @@ CLOSE_SECONDS = 0.8
 
 EXIT_SECONDS = 10.0
 """How long the interpreter's end waits: a thread that comes back from a native run after it would abort the process."""
+
+
+SWITCH_SECONDS = 5e-5
+"""How long a thread waits for the interpreter while a search plans, which is Python for milliseconds at a time. A loop
+of frames needs it back after each run; by Python's own 5 ms it would lose several frames' time."""
 
 
 class StoppedError(Exception):
@@ -53,6 +59,29 @@ class Stop:
         if not self._told:
             self._lock.acquire(timeout=max(0.0, seconds))
         return self._told
+
+
+class _GivingWay:
+    """While at least one search runs, other threads get the interpreter soon; then as the program had it."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._before = threading.Lock(), 0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._running += 1
+            if self._running == 1:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, SWITCH_SECONDS))
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._running == 0 and sys.getswitchinterval() < 2 * SWITCH_SECONDS:  # the program has not set its own
+                sys.setswitchinterval(self._before)
+
+
+_giving_way = _GivingWay()
 
 
 class BackgroundJob:
@@ -117,8 +146,12 @@ class BackgroundJob:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         if after is not None:
             after.wait()
-        if self._stop.is_set():
-            return
+        if not self._stop.is_set():
+            with _giving_way:
+                self._search(make)
+
+    def _search(self, make: Callable[[], AdaptJob]) -> None:
+        """Make the job and run its slices, each with its rest."""
         try:
             self.job = make()
             slices = self.job.steps()

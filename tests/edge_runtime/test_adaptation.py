@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -434,6 +435,18 @@ def test_a_background_job_runs_to_its_end() -> None:
     assert thread.wait(30)
     assert (job.ran, done, failed) == (5, [job], [])
     assert not thread.running
+
+
+def test_other_threads_get_the_interpreter_soon_while_a_search_runs() -> None:
+    before = sys.getswitchinterval()
+    jobs = [Slices(10**9), Slices(10**9)]
+    threads = [background(job, duty=0.01)[0] for job in jobs]
+    for job, thread in zip(jobs, threads, strict=True):
+        assert job.began.wait(30)
+        assert sys.getswitchinterval() < before
+        thread.close()
+        assert thread.wait(30)
+    assert sys.getswitchinterval() == pytest.approx(before)
 
 
 def test_a_background_job_that_fails_says_why() -> None:
