@@ -40,7 +40,7 @@ from edge_runtime.inputs import Frame, preprocess_all
 from edge_runtime.measure import machine_lock
 from edge_runtime.objectives import Budget
 
-FLOOR = 10.0
+FLOOR = 5.0
 """Points of agreement on clean images that a stream may end below the bundle's recommendation."""
 
 FRACTIONS = (0.5, 0.95)
