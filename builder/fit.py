@@ -91,7 +91,7 @@ def fit(
     """
     compute = compute or Compute(channels_last=config.channels_last)
     compute.place_module(model)
-    source = ImageBatches(train, config.batch_size, config.seed, compute.ranks, config.augmentation)
+    source = ImageBatches(train, config.batch_size, config.seed, compute.ranks, config.augmentation, compute.device)
 
     def step(batch: Batch, progress: float, backward: Backward) -> float:
         logits = model(batch[0]).float()

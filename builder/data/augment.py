@@ -49,16 +49,19 @@ class Augmentation:
         """Changed copies of float32 pixels [N, 3, H, W] in [0, 1].
 
         Args:
-            pixels: the images.
+            pixels: the images, on the device that does the work; what is drawn is the same on all of them.
             rng: what is drawn from.
             of: images of the whole batch that `pixels` is `part` of; it is drawn for all of them, so that an image is
                 changed in the same way however the batch is cut. None: `pixels` is the whole.
             part: places of `pixels` in that batch.
         """
         count = len(pixels) if of is None else of
-        grid = F.affine_grid(self._maps(count, rng)[part], list(pixels.shape), align_corners=False)
+        maps = self._maps(count, rng)[part].to(pixels.device)
+        grid = F.affine_grid(maps, list(pixels.shape), align_corners=False)
         moved = F.grid_sample(pixels, grid, padding_mode="reflection", align_corners=False)
-        gain, contrast = (_uniform(rng, count, self.brightness)[part].view(-1, 1, 1, 1) + 1.0 for _ in range(2))
+        gain, contrast = (
+            _uniform(rng, count, self.brightness)[part].to(pixels.device).view(-1, 1, 1, 1) + 1.0 for _ in range(2)
+        )
         mean = moved.mean((1, 2, 3), keepdim=True)
         return ((moved - mean).mul_(contrast).add_(mean).mul_(gain)).clamp_(0.0, 1.0)
 

@@ -43,6 +43,7 @@ def source_of(
     ranks: Ranks | None = None,
     augmentation: Augmentation | None = None,
     classes: int | None = None,
+    device: str = "cpu",
 ) -> Source:
     """The batch source of whatever holds examples.
 
@@ -54,6 +55,7 @@ def source_of(
         ranks: this process of how many.
         augmentation: for sets of pixels only; a Dataset augments by itself.
         classes: labels must be below this; None checks nothing.
+        device: on which sets of pixels are augmented and normalised; a Dataset gives its images on the CPU.
 
     Raises:
         InputError: the data is empty or not such a thing.
@@ -68,7 +70,7 @@ def source_of(
             )
         return LoaderBatches(data, seed, ranks, classes)
     if hasattr(data, "pixels"):
-        return ImageBatches(data, batch_size, seed, ranks, augmentation)
+        return ImageBatches(data, batch_size, seed, ranks, augmentation, device)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return DatasetBatches(data, batch_size, seed, ranks, classes)
     raise InputError(
@@ -87,16 +89,17 @@ class ImageBatches(Ordered):
         seed: int = 0,
         ranks: Ranks | None = None,
         augmentation: Augmentation | None = None,
+        device: str = "cpu",
     ) -> None:
         super().__init__(len(images), batch_size, seed, ranks or Ranks())
-        self._images, self._augmentation = images, augmentation
+        self._images, self._augmentation, self._device = images, augmentation, device
 
     def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
         """The batches of an epoch from number `first` on."""
         images = self._images
         for number in range(first, len(self)):
             chosen = self.chosen(epoch, number)
-            pixels = images.pixels(chosen)
+            pixels = images.pixels(chosen).to(self._device)
             if self._augmentation is not None:
                 rng = np.random.default_rng(self.seeds(epoch, number))
                 pixels = self._augmentation.apply(pixels, rng, of=self._size, part=self.part)

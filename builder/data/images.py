@@ -48,7 +48,7 @@ class Pixels(Protocol):
 
 def normalised(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
     """Pixels in [0, 1] as a network takes them, both float32 [N, 3, H, W]."""
-    offset, factor = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+    offset, factor = (torch.tensor(values, device=pixels.device).view(1, 3, 1, 1) for values in (mean, std))
     return (pixels - offset) / factor
 
 

@@ -69,12 +69,12 @@ def train_local(
     def step(batch: Batch, progress: float, backward: Backward) -> float:
         with torch.no_grad():
             teacher = quick.features(batch[0], quick.space.default)
-        total = 0.0
+        total = torch.zeros((), device=batch[0].device)  # read once: each reading waits for the device
         for first, last, module in tasks:
             loss = normalised_error(module(teacher.entries[first]), teacher.exits[last])
             backward(loss)
-            total += loss.item()
-        return total / len(tasks)
+            total += loss.detach()
+        return total.item() / len(tasks)
 
     supernet.train()
     belongs_to = identity_of(config, supernet.fixed)

@@ -98,14 +98,14 @@ def train_paths(
         images, labels = batch
         with torch.no_grad():
             teacher = quick.features(images, quick.space.default)
-        total = 0.0
+        total = torch.zeros((), device=images.device)  # read once: each reading waits for the device
         for _ in range(config.paths_per_step):
             gates = sampler.sample(progress)
             loss = _path_loss(quick.features(images, gates), teacher, labels, config) / config.paths_per_step
             if loss.requires_grad:  # the drawn path may be the frozen original itself
                 backward(loss)
-            total += loss.item()
-        return total
+            total += loss.detach()
+        return total.item()
 
     supernet.train()
     belongs_to = identity_of((config, latency and latency.entries), supernet.fixed)

@@ -70,7 +70,8 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
     supernet, data, seed = project.supernet, project.data, project.settings.seed
 
     def batches_of(batch_size: int, augment: str) -> Source:
-        return source_of(data.train, batch_size, seed=seed, ranks=compute.ranks, augmentation=AUGMENTATIONS[augment])
+        changes, ranks = AUGMENTATIONS[augment], compute.ranks
+        return source_of(data.train, batch_size, seed=seed, ranks=ranks, augmentation=changes, device=compute.device)
 
     settings = _settled(project, given, batches_of, compute)
     source = batches_of(settings.batch_size, settings.augment)

@@ -22,8 +22,8 @@ class TrainingState:
 
     def __init__(self, trained: nn.Module, config: LoopConfig, device: str) -> None:
         self.trained, self.config = trained, config
-        self.optimizer = _optimizer(trained, config)
         self._kind = torch.device(device).type
+        self.optimizer = _optimizer(trained, config, fused=self._kind == "cuda")
         self.scaler = torch.amp.GradScaler(self._kind, enabled=False)
         self.guard = JumpGuard()
         self.average = _copied(trained.state_dict()) if config.ema_decay is not None else None
@@ -90,13 +90,13 @@ class TrainingState:
         return self.average if self.average is not None else self.trained.state_dict()
 
 
-def _optimizer(trained: nn.Module, config: LoopConfig) -> torch.optim.Optimizer:
+def _optimizer(trained: nn.Module, config: LoopConfig, *, fused: bool) -> torch.optim.Optimizer:
     parameters = [p for p in trained.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)
 
 
 def _copied(value: Any) -> Any:

@@ -20,16 +20,17 @@ sys.path.insert(0, str(BENCH))
 
 import elastify_arms
 import elastify_pace
-from elastify_arms import BUNDLE, FIGURES, Arm, train_arm
+from elastify_arms import BUNDLE, FIGURES, TRAINED, Arm, train_arm
 from elastify_data import PER_CLASS, load_images
 from elastify_points import keep, kept_points, shared_points, shared_right
-from elastify_recipes import adaptivenet_stages, purpose_stages
+from elastify_recipes import Training, adaptivenet_stages, purpose_stages
 from elastify_report import report
 from elastify_supernets import adaptivenet, in_pieces, sliced
 
 from builder.data import ImageSet, source_of
 from builder.elastify import elastify
 from builder.runlog import RunLog
+from builder.training import Compute
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, StateError
 from tests.builder.nets import BottleneckNet, images, made
@@ -111,7 +112,7 @@ def test_adaptivenets_stages_train_branches_and_nothing_else(ours):
     theirs = adaptivenet(ours)
     frozen = [value.clone() for value in theirs.fixed.state_dict().values()]
     before = [value.clone() for value in theirs.bodies.state_dict().values()]
-    for stage in adaptivenet_stages(theirs, 4, seed=0):
+    for stage in adaptivenet_stages(theirs, 4, 0, Compute()):
         assert stage.train(6, labelled_source(), None, RunLog(stream=io.StringIO())) > 0
         after = [value.clone() for value in theirs.bodies.state_dict().values()]
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -126,7 +127,7 @@ def test_a_network_of_its_own_is_narrower_and_wholly_trained():
         assert torch.equal(teacher(x), oracle(x))
     assert sum(p.numel() for p in student.parameters()) < 0.8 * sum(p.numel() for p in oracle.parameters())
     before = [p.detach().clone() for p in student.parameters()]
-    (stage,) = purpose_stages(student, teacher, 4, seed=0)
+    (stage,) = purpose_stages(student, teacher, 4, 0, Compute())
     stage.train(4, labelled_source(), None, RunLog(stream=io.StringIO()))
     assert all(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
@@ -135,10 +136,31 @@ def test_the_arm_without_training_is_built_in_a_folder_of_its_own(data, tmp_path
     monkeypatch.setattr(elastify_arms, "load_oracle", lambda work: made(BottleneckNet))
     arm, five = Arm("pruned", 0), tuple("abcde")  # as many as the network names
     splits = dataclasses.replace(load_images(data, seed=0), class_names=five)
-    train_arm(arm, splits, tmp_path, RunLog(stream=io.StringIO()), minutes=1.0)
+    train_arm(arm, splits, tmp_path, RunLog(stream=io.StringIO()), Training(1.0))
     figures = json.loads((tmp_path / arm.folder / FIGURES).read_text())
     assert figures["parity"] < 1e-3
     assert figures["subnets"] == float(Bundle.read(tmp_path / arm.folder / BUNDLE).manifest.space.size())
+
+
+def test_what_one_machine_trained_another_one_exports(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(elastify_arms, "load_oracle", lambda work: made(BottleneckNet))
+    monkeypatch.setattr(elastify_pace, "alone", lambda what: nullcontext())
+    arm, splits = Arm("naive", 0), dataclasses.replace(load_images(data, seed=0), class_names=tuple("abcde"))
+    splits = dataclasses.replace(splits, train=dataclasses.replace(splits.train, labels=splits.train.labels % 5))
+    folder = tmp_path / arm.folder
+    train_arm(arm, splits, tmp_path, RunLog(stream=io.StringIO()), Training(0.01, batch_size=4))
+    made_here, figures = (folder / BUNDLE).read_bytes(), json.loads((folder / FIGURES).read_text())
+    for path in folder.iterdir():
+        if path.name != TRAINED:
+            path.unlink()
+    train_arm(arm, splits, tmp_path, RunLog(stream=io.StringIO()), Training(0.01, batch_size=4))
+    again = json.loads((folder / FIGURES).read_text())
+    assert {name: again[name] for name in ("steps", "losses", "trained_on", "prior")} == {
+        name: figures[name] for name in ("steps", "losses", "trained_on", "prior")
+    }
+    (tmp_path / "first.nnf").write_bytes(made_here)
+    first, second = Bundle.read(tmp_path / "first.nnf"), Bundle.read(folder / BUNDLE)
+    assert (first.model_bytes, first.weights) == (second.model_bytes, second.weights)
 
 
 def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatch):
@@ -146,7 +168,7 @@ def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatc
     theirs = adaptivenet(ours)
     before = [value.clone() for value in theirs.bodies.state_dict().values()]
     reference = elastify_pace.Reference(made(BottleneckNet), (8, 3, 32, 32), tmp_path / "reference.json")
-    stages = adaptivenet_stages(theirs, 4, seed=0)
+    stages = adaptivenet_stages(theirs, 4, 0, Compute())
 
     def settle(minutes):
         path, source = tmp_path / "pace.json", labelled_source()

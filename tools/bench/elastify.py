@@ -34,13 +34,16 @@ from elastify_arms import ARMS, FIGURES, Arm, reference_of, train_arm
 from elastify_data import PIXELS, TinyImages, load_images
 from elastify_oracle import EPOCHS, RESULT, load_oracle, train_oracle
 from elastify_points import kept_points
+from elastify_recipes import Training
 from elastify_report import OURS, report
 from elastify_score import FRACTIONS, Effort, oracle_right, score_arm
 
 from builder.errors import BuildError
 from builder.files import write_atomically
+from builder.project.plan import DEFAULT_BATCH
 from builder.recipes.common import claim_work
 from builder.runlog import RunLog
+from builder.training import Compute, Precision
 from edge_runtime.errors import InputError, StateError
 
 SEED = 0
@@ -60,7 +63,7 @@ IN_ORDER = (
 class Scale:
     """How much of everything."""
 
-    minutes: float
+    training: Training
     oracle_epochs: int
     fractions: tuple[float, ...]
     effort: Effort
@@ -70,9 +73,15 @@ class Scale:
 def _scale(arguments: argparse.Namespace) -> Scale:
     arms = tuple(Arm(*entry) for entry in IN_ORDER)
     if not arguments.quick:
-        return Scale(arguments.minutes or 12.0, EPOCHS, FRACTIONS, Effort(), arms)
+        return Scale(_training(arguments, 12.0), EPOCHS, FRACTIONS, Effort(), arms)
     few = tuple(arm for arm in arms if arm.folder in ("ours-seed0", "adaptivenet-seed0", "purpose-60-seed0"))
-    return Scale(arguments.minutes or 0.05, 1, (0.7, 0.5), Effort(population=3, generations=1, runs=12), few)
+    effort = Effort(population=3, generations=1, runs=12)
+    return Scale(_training(arguments, 0.05), 1, (0.7, 0.5), effort, few)
+
+
+def _training(arguments: argparse.Namespace, minutes: float) -> Training:
+    precision: Precision = "fp32" if arguments.device == "cpu" else "auto"
+    return Training(arguments.minutes or minutes, arguments.batch_size, Compute(arguments.device, precision))
 
 
 def _arguments() -> argparse.Namespace:
@@ -80,6 +89,8 @@ def _arguments() -> argparse.Namespace:
     shared.add_argument("--work", type=Path, default=Path("work/elastify"), help="folder for everything that is kept")
     shared.add_argument("--data", type=Path, default=os.environ.get("NNF_DATA"), help="data folder ($NNF_DATA)")
     shared.add_argument("--minutes", type=float, help="of training of each arm, 12 where it is not given")
+    shared.add_argument("--batch-size", type=int, default=DEFAULT_BATCH, help="of the arms (default: %(default)s)")
+    shared.add_argument("--device", default="cpu", help="on which the arms train: cpu, or cuda in bf16 where it can")
     shared.add_argument("--quick", action="store_true", help="a few images, arms and seconds, to try the plumbing")
     shared.add_argument("--json", help="write the result to this file too")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -93,6 +104,8 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.minutes is not None and arguments.minutes <= 0:
         parser.error("--minutes is above 0")
+    if arguments.batch_size < 2:
+        parser.error("--batch-size is 2 or more")
     return arguments
 
 
@@ -100,7 +113,8 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.data is None:
         raise InputError("this bench needs Tiny-ImageNet and ImageNet weights", hint="name their folder with --data")
     scale = _scale(arguments)
-    settings = {"quick": arguments.quick, "minutes": scale.minutes, "seed": SEED, "pixels": PIXELS}
+    settings = {"quick": arguments.quick, "minutes": scale.training.minutes, "seed": SEED, "pixels": PIXELS}
+    settings |= {"batch_size": scale.training.batch_size}
     claim_work(arguments.work, "bench-elastify", settings)
     _watch(arguments.work)
     verbs = {"oracle": _oracle, "train": _train, "score": _score, "all": _all}
@@ -116,14 +130,14 @@ def _oracle(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     if not (work / RESULT).exists():
         with RunLog(work / "log.jsonl") as log:
             train_oracle(arguments.data, _images(arguments), work, log, seed=SEED, epochs=scale.oracle_epochs)
-    reference_of(load_oracle(work), work).unit_s()  # here, as this step has all cores
+    reference_of(load_oracle(work), work, scale.training).unit_s()  # here, as this step has all cores
     return {"oracle": json.loads((work / "oracle.json").read_text(encoding="utf-8"))}
 
 
 def _train(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     arm = Arm(arguments.arm, arguments.seed)
     with RunLog(arguments.work / "log.jsonl") as log:
-        train_arm(arm, _images(arguments), arguments.work, log, minutes=scale.minutes)
+        train_arm(arm, _images(arguments), arguments.work, log, scale.training)
     return {"arm": json.loads((arguments.work / arm.folder / FIGURES).read_text(encoding="utf-8"))}
 
 
@@ -173,6 +187,7 @@ def _child(arguments: argparse.Namespace, *words: str) -> int:
     command = [sys.executable, __file__, *words, "--work", str(arguments.work), "--data", str(arguments.data)]
     command += ["--minutes", str(arguments.minutes)] if arguments.minutes else []
     command += ["--quick"] if arguments.quick else []
+    command += ["--batch-size", str(arguments.batch_size), "--device", arguments.device]
     print(f"{time.strftime('%H:%M:%S')} {' '.join(words)}", file=sys.stderr, flush=True)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         try:

@@ -16,10 +16,11 @@ import torch
 from elastify_data import AUGMENTATION, PIXELS, SPEC, TinyImages
 from elastify_oracle import GRAPH, load_oracle
 from elastify_pace import Followed, Reference, Stage, alone, settled_steps, spending, spent_seconds
-from elastify_recipes import adaptivenet_stages, naive_stages, our_stages, purpose_stages
+from elastify_recipes import Training, adaptivenet_stages, naive_stages, our_stages, purpose_stages
 from elastify_supernets import adaptivenet, in_pieces, sliced
 from torch import Tensor, nn
 
+from builder import checkpoint
 from builder.data import ImageSet, Source, source_of
 from builder.distill import measure_prior
 from builder.elastify import ElasticOptions, Supernet
@@ -27,10 +28,8 @@ from builder.elastify.cost import storage_bytes
 from builder.errors import BuildError
 from builder.export import BundleInfo, pack, static_model
 from builder.files import write_atomically
-from builder.project.plan import TrainSettings
 from builder.recipes.common import CHECK_IMAGES, FIT_IMAGES, Request, make_supernet, provenance, spread
 from builder.runlog import RunLog
-from builder.training import Compute
 from edge_runtime.backends import Session, SessionOptions, open_session, open_static
 from edge_runtime.backends.base import relative_difference
 from edge_runtime.bundle import Bundle
@@ -38,11 +37,10 @@ from edge_runtime.gates import GateGroup, GateSpace
 from edge_runtime.measure import Candidate, measure_candidates, random_inputs
 from edge_runtime.seeds import covering_vectors
 
-__all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "Arm", "latency_ratio", "reference_of", "train_arm"]
+__all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "TRAINED", "Arm", "latency_ratio", "reference_of", "train_arm"]
 
-BUNDLE, PLAIN, FIGURES = "model.nnf", "net.onnx", "arm.json"
+BUNDLE, PLAIN, FIGURES, TRAINED = "model.nnf", "net.onnx", "arm.json", "trained.pt"
 PARITY_IMAGES, PARITY_TOLERANCE = 32, 1e-3
-BATCH = TrainSettings(1, 1, "").batch_size
 
 RATIO_STEPS = 40
 """A network of its own has a multiple of 1/40 of the oracle's inner channels."""
@@ -85,8 +83,10 @@ ARMS = {
 }
 
 
-def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, *, minutes: float) -> None:
+def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, training: Training) -> None:
     """Train, export and describe one arm in its folder; goes on where an earlier run stopped.
+
+    What is trained is kept in a file of its own, so that a machine with a GPU may train what another one exports.
 
     Raises:
         StateError: there is no oracle, or the folder was begun with other minutes.
@@ -97,22 +97,23 @@ def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, *, minutes:
         return
     folder.mkdir(parents=True, exist_ok=True)
     oracle, fit_images = load_oracle(work), spread(images.train, FIT_IMAGES)
-    reference = reference_of(oracle, work)
     train = images.train if arm.name != "ours-unlabelled" else dataclasses.replace(images.train, labels=None)
-    run = _Run(arm, folder, log, minutes, reference, train)
+    run = _Run(arm, folder, log, training, reference_of(oracle, work, training), train)
     with log.step(arm.folder), spending(folder / "spent.json"):
         if arm.fraction is None:
             figures = run.supernet(oracle, fit_images, images)
         else:
-            figures = run.network(oracle, fit_images, (work / GRAPH).read_bytes())
-    figures |= {"arm": arm.name, "about": ARMS[arm.name], "seed": arm.seed, "minutes": minutes, "batch_size": BATCH}
+            figures = run.network(oracle, fit_images, work / GRAPH)
+    figures |= {"arm": arm.name, "about": ARMS[arm.name], "seed": arm.seed, "minutes": training.minutes}
+    figures |= {"batch_size": training.batch_size}
     figures["process_s"] = spent_seconds(folder / "spent.json")
     write_atomically(folder / FIGURES, json.dumps(figures, indent=1).encode())
 
 
-def reference_of(oracle: nn.Module, work: Path) -> Reference:
+def reference_of(oracle: nn.Module, work: Path, training: Training) -> Reference:
     """The unit of time of all arms of a work folder."""
-    return Reference(oracle, (BATCH, 3, PIXELS, PIXELS), work / "reference.json")
+    shape = (training.batch_size, 3, PIXELS, PIXELS)
+    return Reference(oracle, shape, work / "reference.json", training.compute)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ class _Run:
     arm: Arm
     folder: Path
     log: RunLog
-    minutes: float
+    training: Training
     reference: Reference
     train: ImageSet
 
@@ -147,43 +148,55 @@ class _Run:
             "parity": parity,
         }
 
-    def network(self, oracle: nn.Module, fit_images: Tensor, graph: bytes) -> dict[str, Any]:
+    def network(self, oracle: nn.Module, fit_images: Tensor, graph: Path) -> dict[str, Any]:
         """An arm with a network of its own, to its ONNX graph."""
         ratio = self._fitting_ratio(oracle, fit_images, graph)
         student = sliced(oracle, fit_images, ratio, self.arm.seed)
         teacher = in_pieces(oracle, fit_images[:2])
-        for net in (student, teacher):
-            Compute().place_module(net)
+        self.training.compute.place_module(teacher)
         source = self._source()
-        stages = purpose_stages(student, teacher, len(source), self.arm.seed)
+        stages = purpose_stages(student, teacher, len(source), self.arm.seed, self.training.compute)
         figures = self._train(stages, student, student, source, 0.0)
         write_atomically(self.folder / PLAIN, static_model(student, fit_images[:2]))
         return figures | {"fraction": self.arm.fraction, "width": ratio}
 
     def _stages(self, supernet: Supernet, batches: int) -> tuple[Stage, ...]:
-        seed = self.arm.seed
+        seed, compute = self.arm.seed, self.training.compute
         if self.arm.name == "pruned":
             return ()
         if self.arm.name == "adaptivenet":
-            return adaptivenet_stages(supernet, batches, seed)
+            return adaptivenet_stages(supernet, batches, seed, compute)
         if self.arm.name == "naive":
-            return naive_stages(supernet, batches, seed)
-        return our_stages(supernet, batches, seed, labels=self.train.labels is not None)
+            return naive_stages(supernet, batches, seed, compute)
+        return our_stages(supernet, batches, seed, compute, labels=self.train.labels is not None)
 
     def _source(self) -> Source:
-        return source_of(self.train, BATCH, seed=self.arm.seed, augmentation=AUGMENTATION)
+        size, device = self.training.batch_size, self.training.compute.device
+        return source_of(self.train, size, seed=self.arm.seed, augmentation=AUGMENTATION, device=device)
 
     def _train(
         self, stages: Sequence[Stage], net: nn.Module, trained: nn.Module, source: Source, used_s: float
     ) -> dict[str, Any]:
-        """All stages, each from its checkpoint; figures of them."""
+        """All stages, each from its checkpoint; figures of them. What is trained ends on the CPU."""
         if not stages:
             return {}
-        Compute().place_module(net)
+        if (kept := checkpoint.load(self.folder / TRAINED)) is not None:
+            trained.load_state_dict(kept["weights"])
+            net.eval()
+            return dict(kept["figures"])
+        self.training.compute.place_module(net)
+        figures = self._run_stages(stages, trained, source, used_s)
+        net.to("cpu")
+        checkpoint.save(self.folder / TRAINED, {"weights": trained.state_dict(), "figures": figures})
+        return figures
+
+    def _run_stages(self, stages: Sequence[Stage], trained: nn.Module, source: Source, used_s: float) -> dict[str, Any]:
+        minutes = self.training.minutes
         steps = settled_steps(
-            self.folder / "pace.json", stages, trained, source, self.reference, minutes=self.minutes, used_s=used_s
+            self.folder / "pace.json", stages, trained, source, self.reference, minutes=minutes, used_s=used_s
         )
-        figures: dict[str, Any] = {"steps": steps, "images": BATCH * sum(steps.values()), "losses": {}}
+        figures: dict[str, Any] = {"steps": steps, "losses": {}, "trained_on": self._trained_on()}
+        figures["images"] = self.training.batch_size * sum(steps.values())
         for stage in stages:
             with self.log.step(f"{self.arm.folder}.{stage.name}") as said:
                 said["steps"] = steps[stage.name]
@@ -192,6 +205,12 @@ class _Run:
                 loss = stage.train(steps[stage.name], followed, self.folder / f"{stage.name}.pt", self.log)
                 said["loss"] = figures["losses"][stage.name] = loss
         return figures
+
+    def _trained_on(self) -> dict[str, str]:
+        """The device, and what decides the last bits."""
+        compute = self.training.compute
+        name = torch.cuda.get_device_name(compute.device) if compute.kind == "cuda" else compute.device
+        return {"device": name, "precision": compute.settled() or compute.precision, "torch": str(torch.__version__)}
 
     def _info(self, images: TinyImages) -> BundleInfo:
         made = provenance(
@@ -202,12 +221,12 @@ class _Run:
         )
         return BundleInfo(self.arm.folder, SPEC, images.class_names, made, {})
 
-    def _fitting_ratio(self, oracle: nn.Module, fit_images: Tensor, graph: bytes) -> float:
+    def _fitting_ratio(self, oracle: nn.Module, fit_images: Tensor, graph: Path) -> float:
         """The largest width, in steps, whose latency is within the arm's fraction of the oracle's."""
         kept = self.folder / "width.json"
         if kept.exists():
             return float(json.loads(kept.read_text(encoding="utf-8"))["width"])
-        yardstick, low, high = open_static(graph, SessionOptions()), 2, RATIO_STEPS - 1
+        yardstick, low, high = open_static(graph.read_bytes(), SessionOptions()), 2, RATIO_STEPS - 1
         with alone(f"tools/bench/elastify.py: the width of {self.arm.folder}"):
             while low < high:
                 middle = (low + high + 1) // 2

@@ -58,20 +58,31 @@ class Reference:
         oracle: copied.
         shape: of the batch.
         kept: file that holds what a step takes, for all arms of a work folder.
+        compute: where the arms train; CPU and float32 where it is not given.
     """
 
-    def __init__(self, oracle: nn.Module, shape: Sequence[int], kept: Path) -> None:
-        compute = Compute()
+    def __init__(self, oracle: nn.Module, shape: Sequence[int], kept: Path, compute: Compute | None = None) -> None:
+        self._compute = compute or Compute()
         self._net = copy.deepcopy(oracle).requires_grad_(True).train()
-        compute.place_module(self._net)
-        self._batch, _ = compute.place((torch.zeros(*shape).normal_(generator=torch.Generator().manual_seed(0)), None))
+        self._compute.place_module(self._net)
+        images = torch.zeros(*shape).normal_(generator=torch.Generator().manual_seed(0))
+        self._batch, _ = self._compute.place((images, None))
         self._kept = kept
 
     def __call__(self) -> float:
         """Make one step, without an optimiser."""
+        self._finish()
         began = time.perf_counter()
-        self._net(self._batch).logsumexp(1).mean().backward()
+        with self._compute.autocast(self._compute.settled() or "fp32"):
+            loss = self._net(self._batch).logsumexp(1).mean()
+        loss.backward()
+        self._finish()
         return time.perf_counter() - began
+
+    def _finish(self) -> None:
+        """Wait for what a GPU still has to do."""
+        if self._compute.kind == "cuda":
+            torch.cuda.synchronize(self._compute.device)
 
     def unit_s(self) -> float:
         """Seconds of a step, as they were when this was first asked for."""

@@ -8,6 +8,7 @@ in the same way; what they minimise, and what they draw, is their own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,13 +20,13 @@ from torch import Tensor
 from builder.distill import PathConfig, train_local, train_paths
 from builder.distill.losses import normalised_error, output_distance
 from builder.elastify import Supernet
-from builder.project.plan import LOCAL_SHARE, TrainSettings, stage_configs
+from builder.project.plan import DEFAULT_BATCH, LOCAL_SHARE, TrainSettings, stage_configs
 from builder.runlog import RunLog
-from builder.training import Batch, BatchSource, identity_of, run_loop
+from builder.training import Batch, BatchSource, Compute, identity_of, run_loop
 from builder.training.loop import Backward, Step
 from edge_runtime.gates import Gates, GateSpace
 
-__all__ = ["adaptivenet_stages", "naive_stages", "our_stages", "purpose_stages"]
+__all__ = ["Training", "adaptivenet_stages", "naive_stages", "our_stages", "purpose_stages"]
 
 DISTIL_SHARE = 0.29
 """Of AdaptiveNet's 12.94 GPU hours for ResNet-50, 3.76 were its first stage."""
@@ -36,21 +37,35 @@ COPY_RATE = 1e-3
 SLICED_RATE, SLICED_EMA = 1e-3, 0.999
 
 
-def our_stages(supernet: Supernet, batches: int, seed: int, *, labels: bool) -> tuple[Stage, ...]:
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What all arms of a work folder have in common."""
+
+    minutes: float
+    """Of each arm, above 0."""
+
+    batch_size: int = DEFAULT_BATCH
+    """Images of one step."""
+
+    compute: Compute = field(default_factory=Compute)
+    """Where it trains, and in which precision."""
+
+
+def our_stages(supernet: Supernet, batches: int, seed: int, compute: Compute, *, labels: bool) -> tuple[Stage, ...]:
     """Local stage, then paths, with the defaults of `nnf-build train`."""
 
     def local(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
         config, _ = stage_configs(TrainSettings(steps, 1, "", labels=labels), batches, seed)
-        return train_local(supernet, config, source, saved, log)
+        return train_local(supernet, config, source, saved, log, compute=compute)
 
     def paths(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
         _, config = stage_configs(TrainSettings(1, steps, "", labels=labels), batches, seed)
-        return train_paths(supernet, config, source, saved, log)
+        return train_paths(supernet, config, source, saved, log, compute=compute)
 
     return Stage("local", LOCAL_SHARE, local), Stage("paths", 1 - LOCAL_SHARE, paths)
 
 
-def adaptivenet_stages(supernet: Supernet, batches: int, seed: int) -> tuple[Stage, ...]:
+def adaptivenet_stages(supernet: Supernet, batches: int, seed: int, compute: Compute) -> tuple[Stage, ...]:
     """Squared error along one random path, then cross entropy along one random path; only branches are trained.
 
     In the first stage the student has its own upstream features, and the error is that of the drawn branches' outputs
@@ -70,17 +85,17 @@ def adaptivenet_stages(supernet: Supernet, batches: int, seed: int) -> tuple[Sta
         return loss.item()
 
     return (
-        _supernet_stage("distil", DISTIL_SHARE, supernet, distil, batches, seed),
-        _supernet_stage("cross-entropy", 1 - DISTIL_SHARE, supernet, _cross_entropy(supernet), batches, seed),
+        _supernet_stage("distil", DISTIL_SHARE, supernet, distil, batches, seed, compute),
+        _supernet_stage("cross-entropy", 1 - DISTIL_SHARE, supernet, _cross_entropy(supernet), batches, seed, compute),
     )
 
 
-def naive_stages(supernet: Supernet, batches: int, seed: int) -> tuple[Stage, ...]:
+def naive_stages(supernet: Supernet, batches: int, seed: int, compute: Compute) -> tuple[Stage, ...]:
     """Cross entropy along random paths from the first step on."""
-    return (_supernet_stage("cross-entropy", 1.0, supernet, _cross_entropy(supernet), batches, seed),)
+    return (_supernet_stage("cross-entropy", 1.0, supernet, _cross_entropy(supernet), batches, seed, compute),)
 
 
-def purpose_stages(student: Sliced, teacher: Sliced, batches: int, seed: int) -> tuple[Stage, ...]:
+def purpose_stages(student: Sliced, teacher: Sliced, batches: int, seed: int, compute: Compute) -> tuple[Stage, ...]:
     """One network, all of its weights, from the oracle with the losses of our path stage."""
 
     def train(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
@@ -94,7 +109,8 @@ def purpose_stages(student: Sliced, teacher: Sliced, batches: int, seed: int) ->
             return loss.item()
 
         student.train()
-        loss = run_loop("purpose", student, identity_of(config, teacher), config.loop, source, step, saved, log)
+        belongs_to = identity_of(config, teacher)
+        loss = run_loop("purpose", student, belongs_to, config.loop, source, step, saved, log, compute=compute)
         student.eval()
         return loss
 
@@ -121,14 +137,16 @@ def _cross_entropy(supernet: Supernet) -> Step:
     return step
 
 
-def _supernet_stage(name: str, share: float, supernet: Supernet, step: Step, batches: int, seed: int) -> Stage:
+def _supernet_stage(
+    name: str, share: float, supernet: Supernet, step: Step, batches: int, seed: int, compute: Compute
+) -> Stage:
     """A stage that trains the branches; weights are kept as they are at its end, as the paper does."""
 
     def train(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
         config = pace(steps, batches, learning_rate=COPY_RATE, seed=seed, ema_decay=None)
         supernet.train()
         belongs_to = identity_of((name, config), supernet.fixed)
-        loss = run_loop(name, supernet.bodies, belongs_to, config, source, step, saved, log)
+        loss = run_loop(name, supernet.bodies, belongs_to, config, source, step, saved, log, compute=compute)
         supernet.eval()
         return loss
 
