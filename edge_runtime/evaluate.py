@@ -19,9 +19,20 @@ from edge_runtime.errors import BackendError, InputError
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame, check_labels, normalise
 from edge_runtime.objectives import Score
-from edge_runtime.quality import Comparison, Values, agreement, graded, probabilities, wilson_interval
+from edge_runtime.quality import (
+    Comparison,
+    Values,
+    agreement,
+    effective_classes,
+    graded,
+    probabilities,
+    wilson_interval,
+)
 
 __all__ = ["Evaluator"]
+
+VARIED_CLASSES = 4.0
+"""Effective number of classes among the full subnet's answers from which images are varied."""
 
 
 class Evaluator:
@@ -60,6 +71,7 @@ class Evaluator:
         self._input = session.inputs[0].name
         self._output = session.outputs[0].name
         self._reference: list[Values] = []
+        self._named: Values = np.zeros(0)
         self._values: dict[Gates, Values] = {}
         self._known = {gates: np.asarray(values[: len(images)], np.float64) for gates, values in (known or {}).items()}
         if labels is None:
@@ -76,6 +88,17 @@ class Evaluator:
     def labelled(self) -> bool:
         """Whether quality means accuracy (else soft agreement)."""
         return self._labels is not None
+
+    @property
+    def variety(self) -> float:
+        """How much the images can tell without labels, 0 to 1: 0 where the full subnet names one class for all of them.
+
+        All subnets agree on such images, the worst too. 1 with labels, and before the full subnet was run.
+        """
+        if self.labelled or not self._reference:
+            return 1.0
+        most = min(VARIED_CLASSES, float(len(self._named)))
+        return min(1.0, (effective_classes(self._named[None]) - 1) / (most - 1)) if most > 1 else 0.0
 
     def seen(self, gates: Gates) -> int:
         """Number of images that the subnet was run on so far."""
@@ -156,6 +179,9 @@ class Evaluator:
         stop = min(start + self._batch_size, self.count)
         shares = self._run(self._default, start, stop)
         self._reference.append(shares)
+        answered = shares[shares.sum(axis=1) > 0]  # a row that was not finite names no class
+        named = np.bincount(answered.argmax(axis=1), minlength=shares.shape[1]).astype(np.float64)
+        self._named = named + (self._named if len(self._named) else 0.0)
         # The full subnet agrees with itself by definition; it need not run again.
         self._values[self._default] = np.ones(stop)
 

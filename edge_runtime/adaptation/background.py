@@ -26,10 +26,14 @@ CLOSE_SECONDS = 0.8
 EXIT_SECONDS = 10.0
 """How long the interpreter's end waits: a thread that comes back from a native run after it would abort the process."""
 
+NAP_SECONDS = 0.1
+"""How long the thread rests at a time; then it looks whether somebody waits for it."""
 
 SWITCH_SECONDS = 5e-5
-"""How long a thread waits for the interpreter while a search plans, which is Python for milliseconds at a time. A loop
-of frames needs it back after each run; by Python's own 5 ms it would lose several frames' time."""
+"""After how long a thread asks for the interpreter while a search plans, which is Python for milliseconds at a time. A
+loop of frames needs it back after each run; by Python's own 5 ms it would lose several frames' time."""
+
+_ENDED = object()
 
 
 class StoppedError(Exception):
@@ -62,10 +66,11 @@ class Stop:
 
 
 class _GivingWay:
-    """While at least one search runs, other threads get the interpreter soon; then as the program had it."""
+    """While a slice of at least one search runs, other threads get the interpreter soon; then as the program had it."""
 
     def __init__(self) -> None:
-        self._lock, self._running, self._before = threading.Lock(), 0, 0.0
+        self._lock, self._running = threading.Lock(), 0
+        self._before = self._set = 0.0
 
     def __enter__(self) -> None:
         with self._lock:
@@ -73,11 +78,12 @@ class _GivingWay:
             if self._running == 1:
                 self._before = sys.getswitchinterval()
                 sys.setswitchinterval(min(self._before, SWITCH_SECONDS))
+                self._set = sys.getswitchinterval()  # as it was rounded
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._running -= 1
-            if self._running == 0 and sys.getswitchinterval() < 2 * SWITCH_SECONDS:  # the program has not set its own
+            if self._running == 0 and sys.getswitchinterval() == self._set:  # the program has not set its own
                 sys.setswitchinterval(self._before)
 
 
@@ -147,25 +153,36 @@ class BackgroundJob:
         if after is not None:
             after.wait()
         if not self._stop.is_set():
-            with _giving_way:
-                self._search(make)
+            self._search(make)
 
     def _search(self, make: Callable[[], AdaptJob]) -> None:
         """Make the job and run its slices, each with its rest."""
         try:
-            self.job = make()
-            slices = self.job.steps()
-            began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
-            for _ in slices:
-                spent = _cpu_seconds(self._threads) - cpu
-                if self._stop.wait(rest_seconds(time.perf_counter() - began, spent, self._duty, self._threads)):
-                    return
+            with _giving_way:
+                self.job = make()
+                slices = self.job.steps()
+            while True:
                 began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
+                with _giving_way:
+                    ended = next(slices, _ENDED) is _ENDED
+                if ended:
+                    break
+                spent = _cpu_seconds(self._threads) - cpu
+                if self._rest(rest_seconds(time.perf_counter() - began, spent, self._duty, self._threads)):
+                    return
             if not self._stop.is_set():
                 self._done(self.job)
         except Exception as error:  # also a fault of ours must reach whoever waits, and not end on stderr
             if not self._stop.is_set():
                 self._failed(_as_ours(error))
+
+    def _rest(self, seconds: float) -> bool:
+        """Sleep until then, until somebody waits for the job, or until it is told to stop; whether it was."""
+        until = time.perf_counter() + seconds
+        while self._duty < math.inf and (left := until - time.perf_counter()) > 0:
+            if self._stop.wait(min(left, NAP_SECONDS)):
+                break
+        return self._stop.is_set()
 
 
 def rest_seconds(busy: float, cpu: float, duty: float, threads: int) -> float:
@@ -181,7 +198,10 @@ def rest_seconds(busy: float, cpu: float, duty: float, threads: int) -> float:
 
 
 def _cpu_seconds(threads: int) -> float:
-    """CPU seconds of this thread so far and of as many others that work when it does, and of child processes."""
+    """CPU seconds of this thread so far and of as many others that work when it does, and of child processes.
+
+    Planning is of this thread alone and counts for all of them, so a search takes its share at most.
+    """
     times = os.times()
     return threads * time.thread_time() + times.children_user + times.children_system
 

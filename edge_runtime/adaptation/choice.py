@@ -153,11 +153,15 @@ class _Trial:
         if gap.better:
             return Candidate(score, "worse", figures)
         if score is best:
-            aside = "the current one stays" if chosen.gates == self.current else "the cheaper one is taken"
-            return Candidate(score, "indistinguishable", f"{figures}: the images cannot tell, {aside}")
+            return Candidate(score, "indistinguishable", f"{figures}: the images cannot tell, {self._aside(chosen)}")
         if score.quality > chosen.quality:
-            figures += ": more than all that was evaluated makes likely"
+            likely = self.worth[score.gates] > self.worth[chosen.gates]
+            aside = self._aside(chosen) if likely else "more than all that was evaluated makes likely"
+            figures += f": {aside}"
         return Candidate(score, "lost", figures)
+
+    def _aside(self, chosen: Score) -> str:
+        return "the current one stays" if chosen.gates == self.current else "the cheaper one is taken"
 
     def reason(self, chosen: Score, best: Score) -> str:
         """Why the chosen one, for people."""

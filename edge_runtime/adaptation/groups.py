@@ -81,8 +81,8 @@ class Groups:
         aim_ms = min(aim_ms, 2 * self._cost(self._current.space.default))  # no limit is no reason to plan without end
         known = [gates for gates in self._evaluated(aim_ms) if not self._finals.has(gates)]
         if choice is not None:
-            least = self._shortlist.rank(choice.best.gates).quality
-            known = [gates for gates in known if self._shortlist.rank(gates).quality > least]
+            likely = self._shortlist.likely([*known, choice.best.gates])
+            known = [gates for gates in known if likely[gates] > likely[choice.best.gates]]
         group = dict.fromkeys([*known[: SIZE - 1], *self._planned(aim_ms, choice), *known])
         return list(group)[:SIZE]
 
@@ -102,7 +102,8 @@ class Groups:
         listed = [*self._shortlist.pool, *self._shortlist.ladder]
         most = self._trust.most_damage(limit_ms)
         within = [g for g in dict.fromkeys(listed) if self._cost(g) <= limit_ms and self._prior(g) <= most]
-        return sorted(within, key=lambda gates: (-self._shortlist.rank(gates).quality, self._prior(gates)))
+        likely = self._shortlist.likely(listed)
+        return sorted(within, key=lambda gates: (-likely[gates], self._prior(gates)))
 
     def _planned(self, aim_ms: float, choice: Choice | None) -> list[Gates]:
         """The best by the prior within `aim_ms`, where the prior holds them for better than what fits."""

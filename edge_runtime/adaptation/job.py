@@ -101,7 +101,7 @@ class AdaptJob:
 
     def _slices(self) -> Iterator[None]:
         self._cost = self._calibrate().p95_cost
-        self._trust = Trust(self._cost, self._prior)
+        self._trust = Trust(self._cost, self._prior, lambda: self.evaluator.variety)
         limit_ms = self._proposal_limit_ms()
         course = self._keeper.begin(self._cost, self._current)
         self._before_s = course.seconds
@@ -119,6 +119,8 @@ class AdaptJob:
         self.phase = "search"
         yield from self._shortlist.steps()
         self.phase = "measure"
+        # How varied the images are is judged on the same ones, whether subnets ran here or before a restart.
+        yield from self._shortlist.evaluate([self._full], self._shortlist.goal)
         groups = Groups(
             self._shortlist,
             self._finals,

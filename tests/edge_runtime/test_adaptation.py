@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, Finals, choose
-from edge_runtime.adaptation.background import BackgroundJob, rest_seconds
+from edge_runtime.adaptation.background import BackgroundJob, _cpu_seconds, rest_seconds
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
-from edge_runtime.adaptation.trust import LEEWAY, SLACK, Trust
+from edge_runtime.adaptation.trust import LEAST_SLACK, LEEWAY, SLACK, Trust
 from edge_runtime.additive import fastest
 from edge_runtime.errors import BackendError, BudgetError, EdgeError, UsageError
 from edge_runtime.evaluate import Evaluator
@@ -318,6 +318,15 @@ def test_of_what_cannot_be_told_apart_the_likely_best_is_taken_and_not_the_lucky
     assert "more than all that was evaluated makes likely" in reasons["0-1-0-0-0"]
 
 
+def test_what_is_likelier_than_the_current_one_falls_because_that_stays() -> None:
+    worth = {FULL.gates: 1.0, SLOW.gates: 0.90, SIMILAR.gates: 0.85, FAST.gates: 0.80}
+    known = [SLOW, replace(SIMILAR, quality=0.85), replace(FAST, quality=0.80)]
+    choice = pick(known, "2-2-2-2-2", judge(set()), Budget(latency_ms=10), likely=worth.__getitem__)
+    assert choice.score.gates == FAST.gates
+    reasons = {str(c.score.gates): c.reason for c in choice.candidates}
+    assert reasons["0-1-0-0-0"].endswith("the current one stays")
+
+
 def test_what_is_significantly_worse_is_not_taken_however_likely_it_was() -> None:
     worth = {FULL.gates: 1.0, SLOW.gates: 0.90, FAST.gates: 0.95}
     better = judge({("1-0-0-0-0", "2-2-2-2-2")})
@@ -357,6 +366,17 @@ def test_the_trusted_damage_follows_what_the_limit_costs() -> None:
     assert Trust(COST, PRIOR.scaled(0.0)).allows(SPACE.parse("2-2-2-2-2"), math.inf)  # no prior, no bound
 
 
+def test_images_that_tell_nothing_leave_the_choice_to_the_prior() -> None:
+    limits = [3.0, 6.0, 9.0, math.inf]
+    most = {v: [Trust(COST, PRIOR, lambda v=v: v).most_damage(limit) for limit in limits] for v in (0.0, 0.5, 1.0)}
+    assert most[1.0] == [Trust(COST, PRIOR).most_damage(limit) for limit in limits]
+    for none, some, all_ in zip(*most.values(), strict=True):
+        assert none < some < all_
+    for limit, bound in zip(limits, most[0.0], strict=True):
+        least = min(PRIOR(gates) for gates in SPACE.enumerate() if COST(gates) <= limit)
+        assert least <= bound <= least + LEAST_SLACK * max(map(max, PRIOR.entries))
+
+
 def slower_than_the_table(gates: Gates) -> float:
     return COST(gates) * (1.08 if COST(gates) > 6.5 else 1.0)
 
@@ -375,7 +395,7 @@ def test_one_image_for_hours_talks_nobody_into_a_bad_subnet(
 ) -> None:
     chosen = shown_one_easy_image(limit_ms, current, cost_ms).choice.score
     assert chosen.quality == 1.0  # as all are on this image
-    assert PRIOR(chosen.gates) <= Trust(COST, PRIOR).most_damage(0.88 * limit_ms)
+    assert PRIOR(chosen.gates) <= Trust(COST, PRIOR, lambda: 0.0).most_damage(0.88 * limit_ms)
     blind = min((gates for gates in SPACE.enumerate() if COST(gates) <= limit_ms), key=COST)
     assert exact_quality(chosen.gates) > exact_quality(blind) + 0.05
 
@@ -387,7 +407,7 @@ def test_one_image_for_hours_leaves_a_frontier_in_the_order_of_the_prior() -> No
     assert SPACE.default in subnets
     chosen = result.choice.score.gates
     assert result.frontier.best(8.0).gates == chosen
-    trust = Trust(COST, PRIOR)
+    trust = Trust(COST, PRIOR, lambda: 0.0)
     for limit_ms in (3.0, 5.0, 7.0):
         served = result.frontier.best(limit_ms)
         assert trust.allows(served.gates, max(COST(gates) for gates in subnets if COST(gates) <= limit_ms))
@@ -437,16 +457,57 @@ def test_a_background_job_runs_to_its_end() -> None:
     assert not thread.running
 
 
-def test_other_threads_get_the_interpreter_soon_while_a_search_runs() -> None:
+class Watching(Slices):
+    """Slices that note after how long a thread asks for the interpreter."""
+
+    def __init__(self, slices: int) -> None:
+        super().__init__(slices)
+        self.intervals: list[float] = []
+
+    def steps(self) -> Iterator[None]:
+        for _ in super().steps():
+            self.intervals.append(sys.getswitchinterval())
+            yield
+
+
+def test_other_threads_ask_for_the_interpreter_soon_while_a_search_runs_and_not_while_it_rests() -> None:
     before = sys.getswitchinterval()
-    jobs = [Slices(10**9), Slices(10**9)]
-    threads = [background(job, duty=0.01)[0] for job in jobs]
-    for job, thread in zip(jobs, threads, strict=True):
-        assert job.began.wait(30)
-        assert sys.getswitchinterval() < before
-        thread.close()
+    jobs = [Watching(20), Watching(20)]
+    threads = [background(job)[0] for job in jobs]
+    assert all(thread.wait(30) for thread in threads)
+    assert max(jobs[0].intervals + jobs[1].intervals) < before / 10
+    assert sys.getswitchinterval() == before
+    resting = Burning(2)
+    thread, _, _ = background(resting, duty=0.001)
+    until = time.monotonic() + 30
+    while sys.getswitchinterval() == before and time.monotonic() < until:  # its first slice
+        pass
+    while sys.getswitchinterval() != before and time.monotonic() < until:  # now it rests for seconds
+        pass
+    assert time.monotonic() < until
+    assert thread.running
+    thread.close()
+
+
+def test_an_interval_that_the_program_sets_meanwhile_stays() -> None:
+    before = sys.getswitchinterval()
+    try:
+        thread, _, _ = background(Setting())
         assert thread.wait(30)
-    assert sys.getswitchinterval() == pytest.approx(before)
+        assert sys.getswitchinterval() == pytest.approx(2e-5)
+    finally:
+        sys.setswitchinterval(before)
+
+
+class Setting(Slices):
+    """A slice in which the program sets its own interval."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def steps(self) -> Iterator[None]:
+        sys.setswitchinterval(2e-5)
+        yield
 
 
 def test_a_background_job_that_fails_says_why() -> None:
@@ -562,7 +623,7 @@ class Burning(Slices):
 
 
 def pauses_of(job: Any, *, hurried: bool = False) -> list[float]:
-    """How long a background job of a hundredth of a CPU wants to sleep after each slice; it does not really sleep."""
+    """How long a background job of a hundredth of a CPU wants to rest after each slice; it does not really rest."""
     pauses: list[float] = []
     began = threading.Event()
 
@@ -571,7 +632,7 @@ def pauses_of(job: Any, *, hurried: bool = False) -> list[float]:
         return job
 
     thread = BackgroundJob(make, done=print, failed=print, duty=0.01)
-    thread._stop.wait = lambda timeout=None: pauses.append(timeout or 0.0)  # type: ignore[method-assign,assignment]
+    thread._rest = pauses.append  # type: ignore[method-assign,assignment]
     if hurried:
         thread.hurry()
     began.set()
@@ -584,7 +645,24 @@ def test_a_job_rests_for_the_cpu_that_it_took_unless_somebody_waits_for_it() -> 
     assert len(pauses) == 4
     assert min(pauses) > 0
     assert pauses_of(Burning(4), hurried=True) == [0.0] * 4
-    assert sum(pauses_of(Waiting(4))) < sum(pauses)
+    assert sum(pauses_of(Waiting(4))) < sum(pauses) / 4
+
+
+def test_a_rest_ends_when_somebody_waits_for_the_job() -> None:
+    thread, done, _ = background(Burning(3), duty=0.001)  # 20 s of rest after each slice
+    assert not thread.wait(0.3)
+    thread.hurry()
+    assert thread.wait(10)
+    assert len(done) == 1
+
+
+def test_the_cpu_of_a_slice_counts_for_all_threads_that_work() -> None:
+    before = _cpu_seconds(1), _cpu_seconds(3)
+    for _ in Burning(5).steps():
+        pass
+    one, three = (_cpu_seconds(threads) - was for threads, was in zip((1, 3), before, strict=True))
+    assert one >= 0.1
+    assert three == pytest.approx(3 * one, rel=0.1)
 
 
 # The loop's control.

@@ -121,6 +121,22 @@ def test_a_search_goes_on_where_it_was_and_ends_as_the_unbroken_one(
     assert job.seconds >= kept.course.seconds
 
 
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.8, 0.9])
+@pytest.mark.parametrize("limit_ms", [5.0, 6.0, 8.0])
+def test_on_images_of_mostly_one_class_it_goes_on_in_the_same_way(
+    tmp_path: Path, limit_ms: float, share: float
+) -> None:
+    pool = scripted_images(2000, seed=5)
+    labels = true_labels(pool)
+    images = np.concatenate([pool[labels == 0][:114], pool[labels != 0][:14]])
+    plan = replace(PLAN, budget=Budget(latency_ms=limit_ms))
+    unbroken = Process(tmp_path / "unbroken").job(images, plan=plan)
+    total = slices_of(unbroken)
+    run(Process(tmp_path / "state").job(images, plan=plan), int(share * total))
+    assert 0 < unbroken.evaluator.variety < 1
+    assert fates(run(Process(tmp_path / "state").job(images, plan=plan))) == fates(unbroken.result)
+
+
 def test_a_search_that_was_told_to_stop_writes_no_more(tmp_path: Path) -> None:
     stop = Stop()
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.backends import Session, open_session
 from edge_runtime.errors import BackendError, InputError
-from edge_runtime.evaluate import Evaluator
+from edge_runtime.evaluate import VARIED_CLASSES, Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import preprocess_all
 from edge_runtime.quality import Comparison, probabilities, wilson_interval
@@ -55,6 +55,35 @@ def test_the_full_subnet_agrees_with_itself_and_nobody_is_better(session: Sessio
     evaluator.score(SPACE.parse("2-2-2"), 1.0)
     assert evaluator.compare(SPACE.default, SPACE.parse("2-2-2")).better
     assert not evaluator.compare(SPACE.parse("2-2-2"), SPACE.default).better
+
+
+def test_images_are_varied_as_far_as_the_full_subnet_names_different_classes(session: Session, bundle: Any) -> None:
+    spec = bundle.manifest.preprocessing
+    named = tiny_reference(SPACE.default, preprocess_all(list(IMAGES), spec)).argmax(axis=1)
+
+    def variety(images: np.ndarray, **more: Any) -> float:
+        evaluator = Evaluator(session, SPACE.default, images, spec, **more)
+        assert evaluator.variety == 1.0  # nothing is known yet
+        evaluator.score(SPACE.parse("1-3-0"), 1.0)
+        return evaluator.variety
+
+    one = IMAGES[named == np.bincount(named).argmax()]
+    assert variety(np.repeat(IMAGES[:1], 40, axis=0)) == pytest.approx(0)
+    assert variety(one) == pytest.approx(0)
+    shares = np.bincount(named) / len(named)
+    effective = np.exp(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+    expected = min(1.0, (effective - 1) / (min(VARIED_CLASSES, len(bundle.manifest.task.class_names)) - 1))
+    assert variety(IMAGES) == pytest.approx(expected)
+    assert variety(one, labels=np.zeros(len(one), np.int64)) == 1.0
+
+
+def test_what_is_not_finite_names_no_class(session: Session, bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Evaluator(session, SPACE.default, IMAGES[:4], bundle.manifest.preprocessing)
+    logits = np.full((4, 4), -9.0)
+    logits[:, 2], logits[:2] = 9.0, np.nan
+    monkeypatch.setattr(type(session), "run", lambda self, inputs, gates: {session.outputs[0].name: logits})
+    evaluator.score(SPACE.default, 1.0)
+    assert evaluator.variety == pytest.approx(0)
 
 
 def test_with_labels_subnets_are_ranked_by_the_probability_of_the_right_class(session: Session, bundle: Any) -> None:
