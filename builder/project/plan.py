@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from builder.runlog import RunLog
 from builder.training import Batch, Compute, Ranks
 from edge_runtime.errors import StateError, UsageError
 
-__all__ = ["AUGMENTATIONS", "TrainSettings", "kept_training", "new_training", "stage_configs"]
+__all__ = ["AUGMENTATIONS", "TrainSettings", "kept_training", "new_training", "scaled_rate", "stage_configs"]
 
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {"none": None, "mild": Augmentation()}
 
@@ -34,6 +35,7 @@ LOCAL_SHARE = 0.25
 
 DEFAULT_BATCH, DEFAULT_AUGMENT = 32, "mild"
 LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
+"""At the default batch size; see `scaled_rate`."""
 PROBE_STEPS = 6
 
 _NAMED = ("batch_size", "augment", "labels", "latency")
@@ -71,10 +73,19 @@ class TrainSettings:
 
 def stage_configs(settings: TrainSettings, batches: int, seed: int) -> tuple[LocalConfig, PathConfig]:
     """Both stages over epochs of at most `batches` batches."""
-    local = LoopConfig(*_epochs(settings.local_steps, batches), learning_rate=LOCAL_RATE, seed=seed)
-    paths = LoopConfig(*_epochs(settings.path_steps, batches), learning_rate=PATH_RATE, seed=seed)
+    local_rate, path_rate = (scaled_rate(rate, settings.batch_size) for rate in (LOCAL_RATE, PATH_RATE))
+    local = LoopConfig(*_epochs(settings.local_steps, batches), learning_rate=local_rate, seed=seed)
+    paths = LoopConfig(*_epochs(settings.path_steps, batches), learning_rate=path_rate, seed=seed)
     config = PathConfig(paths) if settings.labels else PathConfig(paths, label_weight=0.0)
     return LocalConfig(local), config
+
+
+def scaled_rate(rate: float, batch_size: int) -> float:
+    """A learning rate of `DEFAULT_BATCH` for another batch size: it grows with the root.
+
+    The square root scaling rule for Adam (Malladi et al. 2022, arXiv 2205.10287).
+    """
+    return rate * math.sqrt(batch_size / DEFAULT_BATCH)
 
 
 def _epochs(steps: int, batches: int) -> tuple[int, int]:

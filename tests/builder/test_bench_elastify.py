@@ -30,7 +30,6 @@ from elastify_supernets import adaptivenet, in_pieces, sliced
 from builder.data import ImageSet, source_of
 from builder.elastify import elastify
 from builder.runlog import RunLog
-from builder.training import Compute
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, StateError
 from tests.builder.nets import BottleneckNet, images, made
@@ -112,7 +111,7 @@ def test_adaptivenets_stages_train_branches_and_nothing_else(ours):
     theirs = adaptivenet(ours)
     frozen = [value.clone() for value in theirs.fixed.state_dict().values()]
     before = [value.clone() for value in theirs.bodies.state_dict().values()]
-    for stage in adaptivenet_stages(theirs, 4, 0, Compute()):
+    for stage in adaptivenet_stages(theirs, 4, 0, Training(1.0)):
         assert stage.train(6, labelled_source(), None, RunLog(stream=io.StringIO())) > 0
         after = [value.clone() for value in theirs.bodies.state_dict().values()]
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -127,7 +126,7 @@ def test_a_network_of_its_own_is_narrower_and_wholly_trained():
         assert torch.equal(teacher(x), oracle(x))
     assert sum(p.numel() for p in student.parameters()) < 0.8 * sum(p.numel() for p in oracle.parameters())
     before = [p.detach().clone() for p in student.parameters()]
-    (stage,) = purpose_stages(student, teacher, 4, 0, Compute())
+    (stage,) = purpose_stages(student, teacher, 4, 0, Training(1.0))
     stage.train(4, labelled_source(), None, RunLog(stream=io.StringIO()))
     assert all(not torch.equal(a, b) for a, b in zip(before, student.parameters(), strict=True))
 
@@ -168,7 +167,7 @@ def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatc
     theirs = adaptivenet(ours)
     before = [value.clone() for value in theirs.bodies.state_dict().values()]
     reference = elastify_pace.Reference(made(BottleneckNet), (8, 3, 32, 32), tmp_path / "reference.json")
-    stages = adaptivenet_stages(theirs, 4, 0, Compute())
+    stages = adaptivenet_stages(theirs, 4, 0, Training(1.0))
 
     def settle(minutes):
         path, source = tmp_path / "pace.json", labelled_source()

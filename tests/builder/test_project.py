@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 
 from builder import checkpoint
 from builder.cli import main
+from builder.project.plan import TrainSettings, stage_configs
 from builder.project.safetensors import read_safetensors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError
@@ -473,3 +474,12 @@ def test_torchrun_trains_the_project_with_a_table_that_one_machine_has(place):
     assert not (place / "second" / "w" / "latency.json").exists()
     build("train")  # goes on as one process: nothing is left to do
     assert len(events(place, "paths.epoch")) == 1
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 128])
+def test_learning_rates_grow_with_the_root_of_the_batch_size(batch_size):
+    local, paths = stage_configs(TrainSettings(10, 10, "", batch_size), 10, 0)
+    usual_local, usual_paths = stage_configs(TrainSettings(10, 10, ""), 10, 0)
+    factor = (batch_size / 32) ** 0.5
+    assert local.loop.learning_rate == pytest.approx(factor * usual_local.loop.learning_rate)
+    assert paths.loop.learning_rate == pytest.approx(factor * usual_paths.loop.learning_rate)

@@ -155,20 +155,20 @@ class _Run:
         teacher = in_pieces(oracle, fit_images[:2])
         self.training.compute.place_module(teacher)
         source = self._source()
-        stages = purpose_stages(student, teacher, len(source), self.arm.seed, self.training.compute)
+        stages = purpose_stages(student, teacher, len(source), self.arm.seed, self.training)
         figures = self._train(stages, student, student, source, 0.0)
         write_atomically(self.folder / PLAIN, static_model(student, fit_images[:2]))
         return figures | {"fraction": self.arm.fraction, "width": ratio}
 
     def _stages(self, supernet: Supernet, batches: int) -> tuple[Stage, ...]:
-        seed, compute = self.arm.seed, self.training.compute
+        seed, training = self.arm.seed, self.training
         if self.arm.name == "pruned":
             return ()
         if self.arm.name == "adaptivenet":
-            return adaptivenet_stages(supernet, batches, seed, compute)
+            return adaptivenet_stages(supernet, batches, seed, training)
         if self.arm.name == "naive":
-            return naive_stages(supernet, batches, seed, compute)
-        return our_stages(supernet, batches, seed, compute, labels=self.train.labels is not None)
+            return naive_stages(supernet, batches, seed, training)
+        return our_stages(supernet, batches, seed, training, labels=self.train.labels is not None)
 
     def _source(self) -> Source:
         size, device = self.training.batch_size, self.training.compute.device

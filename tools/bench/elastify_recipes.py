@@ -20,7 +20,7 @@ from torch import Tensor
 from builder.distill import PathConfig, train_local, train_paths
 from builder.distill.losses import normalised_error, output_distance
 from builder.elastify import Supernet
-from builder.project.plan import DEFAULT_BATCH, LOCAL_SHARE, TrainSettings, stage_configs
+from builder.project.plan import DEFAULT_BATCH, LOCAL_SHARE, TrainSettings, scaled_rate, stage_configs
 from builder.runlog import RunLog
 from builder.training import Batch, BatchSource, Compute, identity_of, run_loop
 from builder.training.loop import Backward, Step
@@ -50,22 +50,26 @@ class Training:
     compute: Compute = field(default_factory=Compute)
     """Where it trains, and in which precision."""
 
+    def rate(self, rate: float) -> float:
+        """A learning rate of the default batch size, for this one."""
+        return scaled_rate(rate, self.batch_size)
 
-def our_stages(supernet: Supernet, batches: int, seed: int, compute: Compute, *, labels: bool) -> tuple[Stage, ...]:
+
+def our_stages(supernet: Supernet, batches: int, seed: int, training: Training, *, labels: bool) -> tuple[Stage, ...]:
     """Local stage, then paths, with the defaults of `nnf-build train`."""
 
     def local(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
-        config, _ = stage_configs(TrainSettings(steps, 1, "", labels=labels), batches, seed)
-        return train_local(supernet, config, source, saved, log, compute=compute)
+        config, _ = stage_configs(TrainSettings(steps, 1, "", training.batch_size, labels=labels), batches, seed)
+        return train_local(supernet, config, source, saved, log, compute=training.compute)
 
     def paths(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
-        _, config = stage_configs(TrainSettings(1, steps, "", labels=labels), batches, seed)
-        return train_paths(supernet, config, source, saved, log, compute=compute)
+        _, config = stage_configs(TrainSettings(1, steps, "", training.batch_size, labels=labels), batches, seed)
+        return train_paths(supernet, config, source, saved, log, compute=training.compute)
 
     return Stage("local", LOCAL_SHARE, local), Stage("paths", 1 - LOCAL_SHARE, paths)
 
 
-def adaptivenet_stages(supernet: Supernet, batches: int, seed: int, compute: Compute) -> tuple[Stage, ...]:
+def adaptivenet_stages(supernet: Supernet, batches: int, seed: int, training: Training) -> tuple[Stage, ...]:
     """Squared error along one random path, then cross entropy along one random path; only branches are trained.
 
     In the first stage the student has its own upstream features, and the error is that of the drawn branches' outputs
@@ -85,21 +89,22 @@ def adaptivenet_stages(supernet: Supernet, batches: int, seed: int, compute: Com
         return loss.item()
 
     return (
-        _supernet_stage("distil", DISTIL_SHARE, supernet, distil, batches, seed, compute),
-        _supernet_stage("cross-entropy", 1 - DISTIL_SHARE, supernet, _cross_entropy(supernet), batches, seed, compute),
+        _supernet_stage("distil", DISTIL_SHARE, supernet, distil, batches, seed, training),
+        _supernet_stage("cross-entropy", 1 - DISTIL_SHARE, supernet, _cross_entropy(supernet), batches, seed, training),
     )
 
 
-def naive_stages(supernet: Supernet, batches: int, seed: int, compute: Compute) -> tuple[Stage, ...]:
+def naive_stages(supernet: Supernet, batches: int, seed: int, training: Training) -> tuple[Stage, ...]:
     """Cross entropy along random paths from the first step on."""
-    return (_supernet_stage("cross-entropy", 1.0, supernet, _cross_entropy(supernet), batches, seed, compute),)
+    return (_supernet_stage("cross-entropy", 1.0, supernet, _cross_entropy(supernet), batches, seed, training),)
 
 
-def purpose_stages(student: Sliced, teacher: Sliced, batches: int, seed: int, compute: Compute) -> tuple[Stage, ...]:
+def purpose_stages(student: Sliced, teacher: Sliced, batches: int, seed: int, training: Training) -> tuple[Stage, ...]:
     """One network, all of its weights, from the oracle with the losses of our path stage."""
 
     def train(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
-        config = PathConfig(pace(steps, batches, learning_rate=SLICED_RATE, seed=seed, ema_decay=SLICED_EMA))
+        rate = training.rate(SLICED_RATE)
+        config = PathConfig(pace(steps, batches, learning_rate=rate, seed=seed, ema_decay=SLICED_EMA))
 
         def step(batch: Batch, progress: float, backward: Backward) -> float:
             with torch.no_grad():
@@ -110,7 +115,7 @@ def purpose_stages(student: Sliced, teacher: Sliced, batches: int, seed: int, co
 
         student.train()
         belongs_to = identity_of(config, teacher)
-        loss = run_loop("purpose", student, belongs_to, config.loop, source, step, saved, log, compute=compute)
+        loss = run_loop("purpose", student, belongs_to, config.loop, source, step, saved, log, compute=training.compute)
         student.eval()
         return loss
 
@@ -138,15 +143,15 @@ def _cross_entropy(supernet: Supernet) -> Step:
 
 
 def _supernet_stage(
-    name: str, share: float, supernet: Supernet, step: Step, batches: int, seed: int, compute: Compute
+    name: str, share: float, supernet: Supernet, step: Step, batches: int, seed: int, training: Training
 ) -> Stage:
     """A stage that trains the branches; weights are kept as they are at its end, as the paper does."""
 
     def train(steps: int, source: BatchSource, saved: Path | None, log: RunLog) -> float:
-        config = pace(steps, batches, learning_rate=COPY_RATE, seed=seed, ema_decay=None)
+        config = pace(steps, batches, learning_rate=training.rate(COPY_RATE), seed=seed, ema_decay=None)
         supernet.train()
         belongs_to = identity_of((name, config), supernet.fixed)
-        loss = run_loop(name, supernet.bodies, belongs_to, config, source, step, saved, log, compute=compute)
+        loss = run_loop(name, supernet.bodies, belongs_to, config, source, step, saved, log, compute=training.compute)
         supernet.eval()
         return loss
 
