@@ -72,7 +72,7 @@ class TrainSettings:
 
 
 def stage_configs(settings: TrainSettings, batches: int, seed: int) -> tuple[LocalConfig, PathConfig]:
-    """Both stages over epochs of at most `batches` batches."""
+    """Both stages over epochs of at most `batches` batches of the asked size."""
     local_rate, path_rate = (scaled_rate(rate, settings.batch_size) for rate in (LOCAL_RATE, PATH_RATE))
     local = LoopConfig(*_epochs(settings.local_steps, batches), learning_rate=local_rate, seed=seed)
     paths = LoopConfig(*_epochs(settings.path_steps, batches), learning_rate=path_rate, seed=seed)

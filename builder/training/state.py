@@ -65,6 +65,8 @@ class TrainingState:
         kept = _copied(kept)
         self.trained.load_state_dict(kept["model"])
         self.optimizer.load_state_dict(kept["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["fused"] = self._kind == "cuda"  # of this device, not of the one that wrote the state
         self.use(kept["precision"])
         self.scaler.load_state_dict(kept["scaler"])
         self.average = kept["average"] and _like(kept["average"], self.trained.state_dict())

@@ -20,12 +20,13 @@ sys.path.insert(0, str(BENCH))
 
 import elastify_arms
 import elastify_pace
-from elastify_arms import BUNDLE, FIGURES, TRAINED, Arm, train_arm
+from elastify_arms import BUNDLE, FIGURES, Arm, train_arm
 from elastify_data import PER_CLASS, load_images
 from elastify_points import keep, kept_points, shared_points, shared_right
 from elastify_recipes import Training, adaptivenet_stages, purpose_stages
 from elastify_report import report
 from elastify_supernets import adaptivenet, in_pieces, sliced
+from elastify_trained import TRAINED
 
 from builder.data import ImageSet, source_of
 from builder.elastify import elastify
@@ -160,6 +161,13 @@ def test_what_one_machine_trained_another_one_exports(data, tmp_path, monkeypatc
     (tmp_path / "first.nnf").write_bytes(made_here)
     first, second = Bundle.read(tmp_path / "first.nnf"), Bundle.read(folder / BUNDLE)
     assert (first.model_bytes, first.weights) == (second.model_bytes, second.weights)
+    (folder / FIGURES).unlink()
+    for other in (Training(0.02, batch_size=4), Training(0.01, batch_size=8)):
+        with pytest.raises(StateError, match="trained with another"):
+            train_arm(arm, splits, tmp_path, RunLog(stream=io.StringIO()), other)
+    monkeypatch.setattr(elastify_arms, "load_oracle", lambda work: made(BottleneckNet, seed=1))
+    with pytest.raises(StateError, match="another oracle"):
+        train_arm(arm, splits, tmp_path, RunLog(stream=io.StringIO()), Training(0.01, batch_size=4))
 
 
 def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatch):
@@ -180,6 +188,16 @@ def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatc
     assert all(torch.equal(a, b) for a, b in zip(before, theirs.bodies.state_dict().values(), strict=True))
     with pytest.raises(StateError, match="minutes"):
         settle(0.2)
+    kept = json.loads((tmp_path / "pace.json").read_text())
+    (tmp_path / "pace.json").write_text(json.dumps(kept | {"device": "another"}))
+    with pytest.raises(StateError, match="another"):
+        settle(0.1)
+    (tmp_path / "pace.json").unlink()
+    (tmp_path / "reference.json").write_text(
+        json.dumps({"reference_step_s": 1.0, "device": "cpu", "precision": "bf16"})
+    )
+    with pytest.raises(StateError, match="bf16"):
+        settle(0.1)
 
 
 def test_the_report_pairs_arms_by_image(tmp_path):

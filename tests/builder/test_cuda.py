@@ -14,7 +14,10 @@ from builder.runlog import RunLog
 from builder.training import Compute
 from tests.builder.nets import BottleneckNet, images, made
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.builder,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 LOCAL = LocalConfig(LoopConfig(3, 8, learning_rate=2e-3))
 PATHS = PathConfig(LoopConfig(3, 8, learning_rate=1e-3))

@@ -18,9 +18,9 @@ from elastify_oracle import GRAPH, load_oracle
 from elastify_pace import Followed, Reference, Stage, alone, settled_steps, spending, spent_seconds
 from elastify_recipes import Training, adaptivenet_stages, naive_stages, our_stages, purpose_stages
 from elastify_supernets import adaptivenet, in_pieces, sliced
+from elastify_trained import Trained
 from torch import Tensor, nn
 
-from builder import checkpoint
 from builder.data import ImageSet, Source, source_of
 from builder.distill import measure_prior
 from builder.elastify import ElasticOptions, Supernet
@@ -37,9 +37,9 @@ from edge_runtime.gates import GateGroup, GateSpace
 from edge_runtime.measure import Candidate, measure_candidates, random_inputs
 from edge_runtime.seeds import covering_vectors
 
-__all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "TRAINED", "Arm", "latency_ratio", "reference_of", "train_arm"]
+__all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "Arm", "latency_ratio", "reference_of", "train_arm"]
 
-BUNDLE, PLAIN, FIGURES, TRAINED = "model.nnf", "net.onnx", "arm.json", "trained.pt"
+BUNDLE, PLAIN, FIGURES = "model.nnf", "net.onnx", "arm.json"
 PARITY_IMAGES, PARITY_TOLERANCE = 32, 1e-3
 
 RATIO_STEPS = 40
@@ -89,7 +89,7 @@ def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, training: T
     What is trained is kept in a file of its own, so that a machine with a GPU may train what another one exports.
 
     Raises:
-        StateError: there is no oracle, or the folder was begun with other minutes.
+        StateError: there is no oracle, or the folder was begun otherwise or on another device.
         BuildError: training diverged, or the bundle is not the trained network.
     """
     folder = work / arm.folder
@@ -98,7 +98,8 @@ def train_arm(arm: Arm, images: TinyImages, work: Path, log: RunLog, training: T
     folder.mkdir(parents=True, exist_ok=True)
     oracle, fit_images = load_oracle(work), spread(images.train, FIT_IMAGES)
     train = images.train if arm.name != "ours-unlabelled" else dataclasses.replace(images.train, labels=None)
-    run = _Run(arm, folder, log, training, reference_of(oracle, work, training), train)
+    kept = Trained(folder, arm.seed, training, oracle)
+    run = _Run(arm, folder, log, training, reference_of(oracle, work, training), train, kept)
     with log.step(arm.folder), spending(folder / "spent.json"):
         if arm.fraction is None:
             figures = run.supernet(oracle, fit_images, images)
@@ -124,6 +125,7 @@ class _Run:
     training: Training
     reference: Reference
     train: ImageSet
+    kept: Trained
 
     def supernet(self, oracle: nn.Module, fit_images: Tensor, images: TinyImages) -> dict[str, Any]:
         """An arm with a supernet, to its bundle."""
@@ -133,7 +135,7 @@ class _Run:
         if self.arm.name in ("adaptivenet", "naive"):
             supernet, used_s = adaptivenet(supernet), 0.0
         source = self._source()
-        figures = self._train(self._stages(supernet, len(source)), supernet, supernet.bodies, source, used_s)
+        figures = self._train(self._stages(supernet, len(source)), supernet, supernet.bodies, source, used_s, {})
         prior = measure_prior(supernet, spread(images.validation, CHECK_IMAGES))
         bundle = pack(supernet, prior, self._info(images), self.folder / BUNDLE)
         parity = _parity(supernet, bundle, spread(images.validation, PARITY_IMAGES))
@@ -150,15 +152,16 @@ class _Run:
 
     def network(self, oracle: nn.Module, fit_images: Tensor, graph: Path) -> dict[str, Any]:
         """An arm with a network of its own, to its ONNX graph."""
-        ratio = self._fitting_ratio(oracle, fit_images, graph)
+        kept = self.kept.read()
+        ratio = self._fitting_ratio(oracle, fit_images, graph) if kept is None else kept["figures"]["width"]
         student = sliced(oracle, fit_images, ratio, self.arm.seed)
         teacher = in_pieces(oracle, fit_images[:2])
         self.training.compute.place_module(teacher)
         source = self._source()
         stages = purpose_stages(student, teacher, len(source), self.arm.seed, self.training)
-        figures = self._train(stages, student, student, source, 0.0)
+        figures = self._train(stages, student, student, source, 0.0, {"fraction": self.arm.fraction, "width": ratio})
         write_atomically(self.folder / PLAIN, static_model(student, fit_images[:2]))
-        return figures | {"fraction": self.arm.fraction, "width": ratio}
+        return figures
 
     def _stages(self, supernet: Supernet, batches: int) -> tuple[Stage, ...]:
         seed, training = self.arm.seed, self.training
@@ -175,19 +178,25 @@ class _Run:
         return source_of(self.train, size, seed=self.arm.seed, augmentation=AUGMENTATION, device=device)
 
     def _train(
-        self, stages: Sequence[Stage], net: nn.Module, trained: nn.Module, source: Source, used_s: float
+        self,
+        stages: Sequence[Stage],
+        net: nn.Module,
+        trained: nn.Module,
+        source: Source,
+        used_s: float,
+        about: dict[str, Any],
     ) -> dict[str, Any]:
-        """All stages, each from its checkpoint; figures of them. What is trained ends on the CPU."""
+        """All stages, each from its checkpoint; figures of them beside `about`. What is trained ends on the CPU."""
         if not stages:
-            return {}
-        if (kept := checkpoint.load(self.folder / TRAINED)) is not None:
+            return about
+        if (kept := self.kept.read()) is not None:
             trained.load_state_dict(kept["weights"])
             net.eval()
             return dict(kept["figures"])
         self.training.compute.place_module(net)
-        figures = self._run_stages(stages, trained, source, used_s)
+        figures = about | self._run_stages(stages, trained, source, used_s)
         net.to("cpu")
-        checkpoint.save(self.folder / TRAINED, {"weights": trained.state_dict(), "figures": figures})
+        self.kept.write(trained, figures)
         return figures
 
     def _run_stages(self, stages: Sequence[Stage], trained: nn.Module, source: Source, used_s: float) -> dict[str, Any]:
@@ -195,8 +204,8 @@ class _Run:
         steps = settled_steps(
             self.folder / "pace.json", stages, trained, source, self.reference, minutes=minutes, used_s=used_s
         )
-        figures: dict[str, Any] = {"steps": steps, "losses": {}, "trained_on": self._trained_on()}
-        figures["images"] = self.training.batch_size * sum(steps.values())
+        figures: dict[str, Any] = {"steps": steps, "losses": {}, "trained_on": self.reference.about}
+        figures["images"] = min(self.training.batch_size, len(self.train)) * sum(steps.values())
         for stage in stages:
             with self.log.step(f"{self.arm.folder}.{stage.name}") as said:
                 said["steps"] = steps[stage.name]
@@ -205,12 +214,6 @@ class _Run:
                 loss = stage.train(steps[stage.name], followed, self.folder / f"{stage.name}.pt", self.log)
                 said["loss"] = figures["losses"][stage.name] = loss
         return figures
-
-    def _trained_on(self) -> dict[str, str]:
-        """The device, and what decides the last bits."""
-        compute = self.training.compute
-        name = torch.cuda.get_device_name(compute.device) if compute.kind == "cuda" else compute.device
-        return {"device": name, "precision": compute.settled() or compute.precision, "torch": str(torch.__version__)}
 
     def _info(self, images: TinyImages) -> BundleInfo:
         made = provenance(

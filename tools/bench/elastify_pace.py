@@ -69,17 +69,30 @@ class Reference:
         self._batch, _ = self._compute.place((images, None))
         self._kept = kept
 
+    @property
+    def about(self) -> dict[str, str]:
+        """The device on which arms train, and what decides their last bits."""
+        compute = self._compute
+        name = torch.cuda.get_device_name(compute.device) if compute.kind == "cuda" else compute.device
+        return {"device": name, "precision": compute.settled() or compute.precision, "torch": str(torch.__version__)}
+
+    def check(self, kept: dict[str, Any], path: Path) -> None:
+        """`StateError` where what `path` holds was timed on another device or in another precision."""
+        then, now = ({key: about.get(key) for key in ("device", "precision")} for about in (kept, self.about))
+        if then != now:
+            raise StateError(f"{path} was made on {then}, not on {now}", hint="go on there, or choose another --work")
+
     def __call__(self) -> float:
         """Make one step, without an optimiser."""
-        self._finish()
+        self.finish()
         began = time.perf_counter()
         with self._compute.autocast(self._compute.settled() or "fp32"):
             loss = self._net(self._batch).logsumexp(1).mean()
         loss.backward()
-        self._finish()
+        self.finish()
         return time.perf_counter() - began
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Wait for what a GPU still has to do."""
         if self._compute.kind == "cuda":
             torch.cuda.synchronize(self._compute.device)
@@ -87,10 +100,12 @@ class Reference:
     def unit_s(self) -> float:
         """Seconds of a step, as they were when this was first asked for."""
         if self._kept.exists():
-            return float(json.loads(self._kept.read_text(encoding="utf-8"))["reference_step_s"])
+            kept: dict[str, Any] = json.loads(self._kept.read_text(encoding="utf-8"))
+            self.check(kept, self._kept)
+            return float(kept["reference_step_s"])
         with alone("tools/bench/elastify.py: the reference step"):
             seconds = statistics.median([self() for _ in range(REFERENCE_RUNS)][2:])
-        write_atomically(self._kept, json.dumps({"reference_step_s": seconds}).encode())
+        write_atomically(self._kept, json.dumps({"reference_step_s": seconds} | self.about).encode())
         return seconds
 
 
@@ -104,10 +119,12 @@ class _Probed:
     def __call__(self, epoch: int, first: int) -> Iterator[Batch]:
         began = time.perf_counter()
         for batch in self._source(epoch, first):
+            self._reference.finish()
             fetched_s = time.perf_counter() - began
             unit_s = self._reference()
             began = time.perf_counter()
             yield batch
+            self._reference.finish()
             self.ratios.append((fetched_s + time.perf_counter() - began) / unit_s)
             began = time.perf_counter()
 
@@ -134,7 +151,7 @@ def settled_steps(
         used_s: of these, seconds that the arm's beginning took already.
 
     Raises:
-        StateError: the folder was begun with other minutes.
+        StateError: the folder was begun with other minutes, or on another device.
     """
     if path.exists():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -142,6 +159,7 @@ def settled_steps(
             raise StateError(
                 f"{path.parent} was begun with {kept['minutes']:g} minutes", hint="choose another --work folder"
             )
+        reference.check(kept, path)
         return dict(kept["steps"])
     unit_s = reference.unit_s()
     probes = max(LEAST_PROBES, round(PROBES_PER_MINUTE * minutes))
@@ -156,6 +174,7 @@ def settled_steps(
     seconds = max(0.0, 60 * minutes - used_s)
     steps = {s.name: max(1, int(s.share * seconds / (unit_s * ratios[s.name]))) for s in stages}
     content = {"minutes": minutes, "used_s": used_s, "steps": steps, "reference_steps_per_step": ratios}
+    content |= reference.about
     write_atomically(path, json.dumps(content, indent=1).encode())
     return steps
 

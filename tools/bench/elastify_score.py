@@ -1,6 +1,6 @@
 """What an arm is worth: the best subnet at each share of the oracle's latency, found by one and the same search.
 
-Every arm gets as many labelled evaluations at each share, on a split of its own. The search plans with the runtime's
+A search makes the same number of labelled evaluations for every arm, on a split of its own. It plans with the runtime's
 latency model; before it begins the limit is corrected by measuring a few subnets near it, and at its end the finalists
 are timed beside the oracle's static export. The first within the share is timed again, as of many finalists those are
 preferred that were timed too fast; only where the second time is within the share as well is it tested. Where none is,
@@ -89,7 +89,7 @@ def score_arm(
         effort: of the search and the timing.
         seed: of the search.
         log: where each point is written.
-        further: shares at which this arm alone is searched; what is found there serves no other share.
+        further: shares at which this arm alone is searched; what is found there serves no common share.
     """
     folder = work / arm.folder
     wanted = (*fractions, *further) if arm.fraction is None else (arm.fraction,)

@@ -14,7 +14,6 @@ be chosen. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -51,6 +50,7 @@ TABLE_ERROR = 0.1
 """Standard deviation of what an alternative takes, relative to the table."""
 BATCH = 50
 NO_HURRY_S = 1e6
+UNBOUNDED = 1e9
 
 Labels = npt.NDArray[np.int64]
 Poison = Callable[[Frame, Labels, np.random.Generator], Frame]
@@ -183,11 +183,13 @@ class _Streams:
     def _adapted(self, buffer: Frame, plan: AdaptPlan, current: Gates, bounded: bool) -> Gates:
         evaluator = Evaluator(self.session, current.space.default, buffer, self.clean.preprocessing)
         plan, measured = replace(plan, seconds=NO_HURRY_S), self._measured(plan.seed)
-        before, trust.SLACK = trust.SLACK, trust.SLACK if bounded else math.inf
+        before = trust.SLACK, trust.LEAST_SLACK
+        if not bounded:  # finite, as what the images tell is a factor of it, and may be 0
+            trust.SLACK = trust.LEAST_SLACK = UNBOUNDED
         try:
             return adapt_by_table(self.cost, measured, self.prior, evaluator, plan, current, lambda: 0)
         finally:
-            trust.SLACK = before
+            trust.SLACK, trust.LEAST_SLACK = before
 
     def _measured(self, seed: int) -> AdditiveCost:
         """What subnets really take."""
