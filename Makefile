@@ -18,7 +18,7 @@ TEST := $(TEST_VENV)/bin
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(RUN_VENV)/ready ## watch a model keep its deadline while the CPU gets busy (one minute, no torch, no network)
+demo: $(RUN_VENV)/ready ## watch a model keep its deadline while the CPU gets busy (one minute, no torch)
 	@$(RUN)/nnf-edge demo
 
 test: $(TEST_VENV)/ready lint ## everything that must hold: style, types, layers, all tests

@@ -13,15 +13,12 @@ from torch import Tensor
 from builder.data.images import Indices, normalised
 from edge_runtime.bundle import Preprocessing
 from edge_runtime.errors import InputError
-from edge_runtime.inputs import Listing, read_image
+from edge_runtime.inputs import Listing, most_unreadable, read_image
 
 __all__ = ["ImageFolder"]
 
 CACHE_BYTES = 2**30
 """Decoded images are kept while all of them together take at most this."""
-
-UNREADABLE_SHARE = 0.05
-"""Largest part of the images that may be unreadable; at least one may, but not all."""
 
 
 class ImageFolder:
@@ -87,7 +84,7 @@ class ImageFolder:
     def _replaced(self, index: int, error: InputError) -> npt.NDArray[np.uint8]:
         """The next readable image instead; its place is remembered."""
         self._stand_in[index] = (index + 1) % len(self)
-        if len(self._stand_in) > min(max(1, int(UNREADABLE_SHARE * len(self))), len(self) - 1):
+        if len(self._stand_in) > most_unreadable(len(self)):
             raise InputError(
                 f"{len(self._stand_in)} of {len(self)} images cannot be read; the last: {error.message}",
                 hint="remove the damaged files, or convert them to JPEG or PNG",

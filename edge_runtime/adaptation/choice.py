@@ -20,7 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from edge_runtime.adaptation.status import Candidate
+from edge_runtime.adaptation.status import Candidate, Fate
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import MIB, Budget, Score
 from edge_runtime.quality import Comparison
@@ -139,8 +139,9 @@ class _Trial:
             return Candidate(score, "kept" if score.gates == self.current else "chosen", p95)
         if not self.fits(score) and self.bound_ms(score.gates) > self.limit_ms:
             bound = f", up to {self.bound_ms(score.gates):.2f} ms with what is uncertain,"
-            reason = f"{p95} {limit}" if score.latency_ms > self.limit_ms else f"{p95}{bound} {limit}"
-            return Candidate(score, "reference" if score.gates.is_default else "over budget", reason)
+            within = score.latency_ms <= self.limit_ms
+            fate: Fate = "reference" if score.gates.is_default else "uncertain" if within else "over budget"
+            return Candidate(score, fate, f"{p95}{bound if within else ''} {limit}")
         if not self.fits(score):
             return Candidate(
                 score, "over budget", f"peak memory {(score.peak_bytes or 0) / MIB:.0f} MiB > {self.budget}"

@@ -70,7 +70,8 @@ def outcome(
     """
     finalists = {candidate.score.gates for candidate in choice.candidates}
     correction = finals.correction(cost)
-    listed = [gates for gates in [*shortlist.pool, *shortlist.ladder] if gates not in finalists]
+    known = dict.fromkeys([*shortlist.pool, *shortlist.ladder])  # some are in both
+    listed = [gates for gates in known if gates not in finalists]
     expected = [replace(shortlist.score(gates), latency_ms=cost(gates) * correction) for gates in listed]
     others = [candidate.score for candidate in choice.candidates] + expected
     return AdaptResult(

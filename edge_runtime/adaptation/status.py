@@ -20,15 +20,17 @@ Fate = Literal[
     "indistinguishable",
     "not trusted",
     "over budget",
+    "uncertain",
     "reference",
     "unmeasured",
     "fell early",
 ]
 """What became of a candidate.
 
-`lost` scored lower, `worse` significantly so; `indistinguishable` stood aside for the current or a cheaper subnet;
-of what is `not trusted` the bundle's prior expects far more damage than the latency costs;
-`reference` is the full subnet where it is over the budget; `fell early` was cut on the first images.
+`lost` is likely worth less, `worse` significantly so; `indistinguishable` stood aside for the current or a cheaper one;
+of what is `not trusted` the bundle's prior expects far more damage than the latency costs; `uncertain` was measured
+within the budget, but not so often or so evenly that its p95 surely is; `reference` is the full subnet where it is over
+the budget; `unmeasured` was evaluated for the frontier; `fell early` was cut on the first images.
 """
 
 
@@ -99,6 +101,15 @@ class AdaptStatus:
     ended_early: bool = False
     """Whether the search stopped at its time limit before it had looked at everything it wanted to."""
 
+    variety: float = 1.0
+    """How much the images of the last search could tell without labels, 0 to 1: 0 where the full subnet names one class
+    for all of them. The less, the closer the choice is to the bundle's own."""
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        busy = f" {self.progress:.0%}" if self.phase not in ("idle", "done", "failed") else ""
+        return f"{self.active} [{self.phase}{busy}] {self.reason}"
+
     def to_json(self) -> dict[str, Any]:
         """The status as JSON types."""
         return {
@@ -117,4 +128,5 @@ class AdaptStatus:
             "seconds": round(self.seconds, 3),
             "taken_up": self.taken_up,
             "ended_early": self.ended_early,
+            "variety": round(self.variety, 3),
         }

@@ -9,12 +9,14 @@ one that says what to do. ``--debug`` shows the traceback. Parsing imports neith
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Sequence
 
 from edge_runtime import __version__
 from edge_runtime.cli import adapt, benchmark, demo, export, inspect, verify
 from edge_runtime.cli.console import Console
+from edge_runtime.cli.documents import check_target
 from edge_runtime.command import CommandParser, run_command
 
 __all__ = ["main"]
@@ -23,7 +25,7 @@ _VERBS = (demo, inspect, verify, benchmark, adapt, export)
 
 _HELP_WIDTH = 79
 _PAGE = """\
-usage: nnf-edge VERB ...          nnf-edge VERB --help for one of them
+usage: nnf-edge VERB ...    nnf-edge VERB --help    nnf-edge --version
 
 One model file, many speeds: measure, adapt and watch a bundle on this machine.
 
@@ -47,7 +49,9 @@ exit codes
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` without the program's name. Returns the exit code and raises nothing."""
-    return run_command("nnf-edge", _run, argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    interrupted = "interrupted; the same command goes on where it was" if words[:1] == ["adapt"] else "interrupted"
+    return run_command("nnf-edge", _run, words, interrupted=interrupted)
 
 
 def _run(words: list[str]) -> int:
@@ -57,6 +61,8 @@ def _run(words: list[str]) -> int:
         return 0
     console = Console.standard(silent=arguments.json == "-", quiet=arguments.quiet, no_colour=arguments.no_color)
     arguments.command = words
+    if arguments.json:
+        check_target(arguments.json)
     code: int = arguments.run(arguments, console)
     console.clear_progress()
     return code
@@ -88,7 +94,7 @@ def _parser() -> _Parser:
         verb.add_arguments(sub)
         _add_common(sub)
         sub.set_defaults(run=verb.run)
-        lines.append(f"  {name:<10} {paragraphs[0].rstrip('.').lower()}")
+        lines.append(f"  {name:<10} {paragraphs[0][0].lower()}{paragraphs[0][1:].rstrip('.')}")
     parser.page = _PAGE.format(verbs="\n".join(lines))
     return parser
 

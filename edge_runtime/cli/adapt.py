@@ -12,7 +12,7 @@ import resource
 from typing import TYPE_CHECKING, Any
 
 from edge_runtime.cli.console import Console, Style
-from edge_runtime.cli.device import device_line, read_device
+from edge_runtime.cli.device import DeviceRecord, busy_note, device_line, read_device
 from edge_runtime.cli.documents import document, write_document
 from edge_runtime.cli.tables import Column, render_table, shorten
 from edge_runtime.errors import BudgetError
@@ -23,28 +23,49 @@ if TYPE_CHECKING:
     from edge_runtime.model import EdgeModel
     from edge_runtime.objectives import Budget
 
-__all__ = ["add_arguments", "run", "score_table"]
+__all__ = ["add_arguments", "run"]
 
 _MAX_IMAGES = 256
 _GATES_WIDTH = 33
+_FEW_IMAGES, _LITTLE_VARIETY = 32, 0.34
+
 _STYLES: dict[str, Style] = {"chosen": "good", "kept": "good", "over budget": "dim", "fell early": "dim"}
+
+_FATES = {
+    "chosen": "answers from now on",
+    "kept": "was active, and the images show nothing that is surely better",
+    "lost": "likely worth less than the chosen one; its own score may be luck",
+    "worse": "surely worse than the chosen one on these images",
+    "indistinguishable": "has the highest likely quality, and the images cannot tell it from the cheaper or active one",
+    "not trusted": "the bundle expects far more damage on clean images than its latency is worth",
+    "over budget": "measured above the limit",
+    "uncertain": "measured within the limit, but its p95 is not sure to be",
+    "reference": "the full subnet, above the limit",
+    "unmeasured": "evaluated on the images, for the frontier; its time is predicted (~)",
+    "fell early": "cut on the first images",
+}
+"""What became of candidates, for people."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the verb."""
     parser.add_argument("bundle", metavar="BUNDLE", help="a .nnf file or a bundle directory")
-    parser.add_argument("--data", metavar="PATH", required=True, help="folder of images, or .npz with 'images'")
+    parser.add_argument("--data", metavar="PATH", required=True, help="folder of images, or .npz file")
     parser.add_argument(
         "--budget", metavar="LIMIT", help="p95 of one frame: milliseconds like 33, or 60%% of the full subnet's"
     )
-    parser.add_argument("--memory-mib", metavar="MIB", type=float, help="peak memory of the process")
+    parser.add_argument(
+        "--memory-mib", metavar="MIB", type=float, help="peak memory of this process, the search included"
+    )
     parser.add_argument("--images", metavar="N", type=int, default=_MAX_IMAGES, help="images to use (default 256)")
     parser.add_argument("--no-labels", action="store_true", help="ignore labels that the data has")
     parser.add_argument("--threads", metavar="N", type=int, help="threads of an operator (default: by profile)")
     parser.add_argument("--profile", metavar="NAME", help="device profile, by name or file (default: by this machine)")
-    parser.add_argument("--state-dir", metavar="DIR", help="where what is learned is kept (default: per user)")
+    parser.add_argument(
+        "--state-dir", metavar="DIR", help="where what is learned is kept (default: the user's state folder)"
+    )
     parser.add_argument("--seed", metavar="N", type=int, default=0, help="seed of the search (default 0)")
-    parser.add_argument("--explain", action="store_true", help="list every candidate with what became of it")
+    parser.add_argument("--explain", action="store_true", help="list every candidate with what became of it, and why")
 
 
 def run(arguments: argparse.Namespace, console: Console) -> int:
@@ -55,6 +76,7 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
     from edge_runtime.inputs import load_samples
     from edge_runtime.model import EdgeModel
 
+    device = read_device()
     bundle = Bundle.read(arguments.bundle)
     shape, names = bundle.manifest.preprocessing, bundle.manifest.task.class_names
     samples = load_samples(arguments.data, class_names=names, limit=arguments.images, size=(shape.height, shape.width))
@@ -71,8 +93,9 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         except BudgetError as error:
             _write(arguments, bundle.digest, _unmet(error, model, budget))
             raise
-        _print(status, model, samples, arguments, console)
-        console.note(model.stats().state)
+        _print(status, model, device, arguments, console)
+        for note in _notes(status, model, samples, device):
+            console.note(note)
         _write(arguments, bundle.digest, status.to_json())
     return 0
 
@@ -122,32 +145,51 @@ def _wait(model: EdgeModel, samples: Samples, arguments: argparse.Namespace, con
     return status
 
 
+def _notes(status: AdaptStatus, model: EdgeModel, samples: Samples, device: DeviceRecord) -> list[str]:
+    """What weakens the result."""
+    notes = [model.stats().state, busy_note(device)]
+    if samples.skipped:
+        more = f", and {len(samples.skipped) - 1} more" if len(samples.skipped) > 1 else ""
+        notes.append(f"note: left out: {samples.skipped[0]}{more}")
+    if status.samples < _FEW_IMAGES:
+        notes.append(f"note: {status.samples} images tell little; give 64 or more")
+    elif not status.labelled and status.variety < _LITTLE_VARIETY:
+        notes.append(
+            "note: the full subnet names one class for most of these images, so the choice follows the bundle's own"
+        )
+    return [note for note in notes if note]
+
+
 def _print(
-    status: AdaptStatus, model: EdgeModel, samples: Samples, arguments: argparse.Namespace, console: Console
+    status: AdaptStatus, model: EdgeModel, device: DeviceRecord, arguments: argparse.Namespace, console: Console
 ) -> None:
-    bundle = model.bundle
-    console.line(console.paint(f"{bundle.manifest.name} on {device_line(read_device(), model.threads)}", "bold"))
-    limit = "" if status.limit_ms is None else f" = {status.limit_ms:.2f} ms"
-    kind = "labelled" if status.labelled else "unlabelled"
-    console.line(f"{status.samples} {kind} images, budget {status.budget}{limit}, searched in {status.seconds:.1f} s")
+    console.line(console.paint(f"{model.bundle.manifest.name} on {device_line(device, model.threads)}", "bold"))
+    images = f"{status.samples} {'' if status.labelled else 'un'}labelled image{'s' if status.samples != 1 else ''}"
+    console.line(f"{images}, budget {_budget_text(status)}, searched in {status.seconds:.1f} s")
     if status.taken_up:
         console.line(f"the search went on: {status.taken_up} of its evaluations are from before a restart")
     console.line()
     shown = status.candidates if arguments.explain else tuple(c for c in status.candidates if c.score.measured)
-    for line in score_table(console, shown, labelled=status.labelled):
+    for line in _table(console, shown, labelled=status.labelled, explain=arguments.explain):
         console.line(line)
     console.line()
     console.line(f"{console.paint('chosen', 'good')}  {status.active}")
     console.line(f"why     {status.reason}")
     if arguments.explain:
-        for candidate in shown:
-            console.line(
-                console.paint(f"  {shorten(str(candidate.score.gates), _GATES_WIDTH)}: {candidate.reason}", "dim")
-            )
+        console.line()
+        for fate in dict.fromkeys(candidate.fate for candidate in shown):
+            console.line(console.paint(f"  {fate:<17} {_FATES[fate]}", "dim"))
 
 
-def score_table(console: Console, candidates: tuple[Candidate, ...], *, labelled: bool) -> list[str]:
-    """Candidates as a table: gates, p95, quality with its interval, and what became of each."""
+def _budget_text(status: AdaptStatus) -> str:
+    """The budget, and for a share of the full subnet's time what it is a share of."""
+    if status.budget.fraction is None or status.limit_ms is None or status.full_latency_ms is None:
+        return str(status.budget)
+    return f"{status.budget}'s {status.full_latency_ms:.2f} ms (expected p95) = {status.limit_ms:.2f} ms"
+
+
+def _table(console: Console, candidates: tuple[Candidate, ...], *, labelled: bool, explain: bool) -> list[str]:
+    """Candidates as a table: gates, p95, quality with its interval, what became of each, and on request why."""
     quality = "accuracy" if labelled else "agreement"
     columns = [
         Column("subnet", "left"),
@@ -155,6 +197,7 @@ def score_table(console: Console, candidates: tuple[Candidate, ...], *, labelled
         Column(quality),
         Column("95 % interval"),
         Column("", "left"),
+        *([Column("why", "left")] if explain else []),
     ]
     rows = [
         [
@@ -163,6 +206,7 @@ def score_table(console: Console, candidates: tuple[Candidate, ...], *, labelled
             f"{candidate.score.quality:.3f}",
             f"{candidate.score.low:.3f} to {candidate.score.high:.3f}",
             candidate.fate,
+            *([candidate.reason] if explain else []),
         ]
         for candidate in candidates
     ]

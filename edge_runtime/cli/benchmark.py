@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from edge_runtime.cli.assets import demo_bundle
 from edge_runtime.cli.benchmark_view import Load, Row, fits, print_table, result
 from edge_runtime.cli.console import Console
-from edge_runtime.cli.device import device_line, read_device
+from edge_runtime.cli.device import busy_note, device_line, read_device
 from edge_runtime.cli.documents import document, write_document
 from edge_runtime.errors import UsageError
 from edge_runtime.objectives import Budget, Measurement
@@ -82,9 +82,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         finally:
             session.close()
     print_table(console, rows, load, budget)
-    busy = device["load_1min"]
-    if isinstance(busy, float) and busy > float(device["cores"]):
-        console.note(f"note: other work was running (load {busy} on {device['cores']} cores), so these times are high")
+    if busy := busy_note(device):
+        console.note(busy)
     if arguments.json:
         body = result(bundle, options, rows, load, budget)
         write_document(arguments.json, document("benchmark", body, device, arguments.command))

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from edge_runtime.cli.tables import shorten
 
-__all__ = ["DeviceRecord", "device_line", "read_device"]
+__all__ = ["DeviceRecord", "busy_note", "device_line", "read_device"]
 
 DeviceRecord: TypeAlias = dict[str, str | int | float]
 
@@ -31,6 +31,14 @@ def device_line(record: DeviceRecord, threads: int) -> str:
     if isinstance(warmth, float):
         parts.insert(2, f"{warmth:.0f} C")
     return " | ".join(parts)
+
+
+def busy_note(record: DeviceRecord) -> str:
+    """What to say where other work was running when the record was made; else nothing."""
+    load, cores = record["load_1min"], record["cores"]
+    if not isinstance(load, float) or load <= float(cores):
+        return ""
+    return f"note: other work was running (load {load} on {cores} cores), so these times are high"
 
 
 def _name(record: DeviceRecord) -> str:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from edge_runtime import __version__
+from edge_runtime.errors import StateError
 from edge_runtime.state import write_file
 
-__all__ = ["document", "versions", "write_document"]
+__all__ = ["check_target", "document", "versions", "write_document"]
 
 _DISTRIBUTIONS = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "pillow", "psutil")
 
@@ -39,6 +42,13 @@ def document(kind: str, result: Mapping[str, Any], device: Mapping[str, Any], co
         "device": dict(device),
         "result": dict(result),
     }
+
+
+def check_target(target: str) -> None:
+    """Raises `StateError` where `write_document` could not write there: better before the work than after it."""
+    folder = Path(target).parent
+    if target != "-" and not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise StateError(f"{target!r} cannot be written", hint="name a file in a folder that exists and is yours")
 
 
 def write_document(target: str, body: Mapping[str, Any]) -> None:

@@ -18,7 +18,16 @@ from edge_runtime.inputs.frames import (
     preprocess,
     preprocess_all,
 )
-from edge_runtime.inputs.samples import Listing, Samples, list_folder, load_folder, load_npz, load_samples, read_image
+from edge_runtime.inputs.samples import (
+    Listing,
+    Samples,
+    list_folder,
+    load_folder,
+    load_npz,
+    load_samples,
+    most_unreadable,
+    read_image,
+)
 
 __all__ = [
     "Frame",
@@ -34,6 +43,7 @@ __all__ = [
     "load_folder",
     "load_npz",
     "load_samples",
+    "most_unreadable",
     "normalise",
     "preprocess",
     "preprocess_all",

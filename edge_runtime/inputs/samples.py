@@ -15,9 +15,21 @@ import numpy.typing as npt
 from edge_runtime.errors import InputError
 from edge_runtime.inputs.frames import Frame, check_frame, check_labels
 
-__all__ = ["Listing", "Samples", "list_folder", "load_folder", "load_npz", "load_samples", "read_image"]
+__all__ = [
+    "Listing",
+    "Samples",
+    "list_folder",
+    "load_folder",
+    "load_npz",
+    "load_samples",
+    "most_unreadable",
+    "read_image",
+]
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"})
+UNREADABLE_SHARE = 0.05
+"""Largest share of a folder's image files that may be damaged; one may be in any case, but not all."""
+
 MAX_NPZ_BYTES = 2**31
 """Largest unpacked size of an .npz that is read: 2 GiB."""
 
@@ -40,6 +52,9 @@ class Samples:
 
     class_names: tuple[str, ...] = ()
     """Names of the label indices where the data set says them, else empty."""
+
+    skipped: tuple[str, ...] = ()
+    """Why images of the folder are not among these, one message each."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -107,15 +122,39 @@ def load_folder(
 ) -> Samples:
     """Read image files directly in `path` (unlabelled), or in subfolders named by class (labelled).
 
-    Arguments and errors are those of `load_samples`. Hidden files and files of other types are skipped.
+    Arguments and errors are those of `load_samples`. Hidden files and files of other types are left out, and so are
+    damaged images, `most_unreadable` of them at most.
     """
     where = Path(path)
     listing = list_folder(where, class_names=class_names)
     kept = _spread(len(listing.files), limit)
-    images = tuple(read_image(listing.files[index], size) for index in kept)
-    names = tuple(listing.files[index].relative_to(where).as_posix() for index in kept)
-    labels = None if listing.labels is None else listing.labels[kept]
-    return Samples(images, labels, names, (), listing.class_names)
+    images, read, skipped = _read_images(listing.files, kept, size)
+    names = tuple(listing.files[index].relative_to(where).as_posix() for index in read)
+    labels = None if listing.labels is None else listing.labels[read]
+    return Samples(images, labels, names, (), listing.class_names, skipped)
+
+
+def _read_images(
+    files: Sequence[Path], kept: Sequence[int], size: tuple[int, int] | None
+) -> tuple[tuple[Frame, ...], list[int], tuple[str, ...]]:
+    """The images that can be read, their indices, and what is wrong with the others."""
+    images: list[Frame] = []
+    read: list[int] = []
+    skipped: list[str] = []
+    for index in kept:
+        try:
+            images.append(read_image(files[index], size))
+            read.append(index)
+        except InputError as error:
+            skipped.append(error.message)
+            if len(skipped) > most_unreadable(len(kept)):
+                raise
+    return tuple(images), read, tuple(skipped)
+
+
+def most_unreadable(count: int) -> int:
+    """How many of so many image files may be damaged before reading them is an error."""
+    return min(max(1, int(UNREADABLE_SHARE * count)), count - 1)
 
 
 def list_folder(path: str | os.PathLike[str], *, class_names: Sequence[str] = ()) -> Listing:
@@ -242,7 +281,7 @@ def read_image(source: Any, size: tuple[int, int] | None, name: str | None = Non
     """Decode one image upright and in RGB, uint8 [H, W, 3]; `size` is (height, width). Raises `InputError`."""
     import warnings
 
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -253,7 +292,10 @@ def read_image(source: Any, size: tuple[int, int] | None, name: str | None = Non
                     upright = upright.resize((size[1], size[0]), Image.Resampling.BILINEAR)
                 return np.asarray(upright)
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise InputError(f"image {name or os.fspath(source)!r} cannot be read: {error}") from error
+        what = "it is no image" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(
+            f"image {name or os.fspath(source)!r} cannot be read: {what}", hint="remove it, or give a folder without it"
+        ) from error
 
 
 def _spread(count: int, limit: int | None) -> list[int]:

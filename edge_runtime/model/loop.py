@@ -142,6 +142,9 @@ class Loop:
 
     def _told(self, status: AdaptStatus) -> AdaptStatus:
         """The status as of now; `changed` is true once after each swap, whoever made it, with its reason."""
+        limit_ms = self.limit_ms
+        if (status.budget, status.limit_ms) != (self.budget, limit_ms):
+            status = replace(status, budget=self.budget, limit_ms=limit_ms)
         lease = self._active.lease()
         if lease.generation != self._told_generation:
             self._told_generation = lease.generation

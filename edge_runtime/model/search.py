@@ -52,7 +52,7 @@ class Searches:
         """What is known of this bundle on this machine; None before the first calibration."""
         self.drift = Drift()
         """How the machine's speed has changed since the table was made."""
-        self.status = AdaptStatus(active.gates, "idle", 1.0, False, "no search was made yet")
+        self.status = _status_at_start(active.gates, memory)
         """After the last search."""
         self.error: EdgeError | None = None
         """Why the last search in the background failed; None where it did not."""
@@ -216,6 +216,7 @@ class Searches:
             seconds=job.seconds,
             taken_up=job.evaluator.taken_up,
             ended_early=result.ended_early,
+            variety=job.evaluator.variety,
         )
         return self.status
 
@@ -234,3 +235,10 @@ class Searches:
                 self.memory.save(self._state, self._memory_name)
             except StateError as error:
                 self._note = str(error)
+
+
+def _status_at_start(active: Gates, memory: Memory | None) -> AdaptStatus:
+    """Before the first search of this process."""
+    frontier = None if memory is None else memory.frontier
+    reason = "no search was made yet" if frontier is None else "as the last search on this machine left it"
+    return AdaptStatus(active, "idle", 1.0, False, reason, frontier)

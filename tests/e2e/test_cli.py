@@ -250,6 +250,38 @@ def test_adapt_reads_a_folder_without_labels(edge: Any, bundle: Path, tmp_path: 
     assert "24 unlabelled images" in ran.out
 
 
+def test_adapt_says_what_its_budget_is_a_share_of(edge: Any, bundle: Path, images: Path, tmp_path: Path) -> None:
+    ran = edge("adapt", bundle, "--data", images, "--budget", "95%", "--json", tmp_path / "adapt.json")
+    assert ran.code == 0, ran.err
+    result = json.loads((tmp_path / "adapt.json").read_text())["result"]
+    assert f"95% of the full subnet's {result['full_latency_ms']:.2f} ms" in ran.out
+    assert f"= {result['limit_ms']:.2f} ms" in ran.out
+
+
+def test_adapt_says_where_images_tell_little(edge: Any, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "black"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        Image.fromarray(rng.integers(0, 12, (20, 20, 3), np.uint8)).save(folder / f"{number}.png")
+    (folder / "0.png").write_bytes(b"cut off")
+    ran = edge("adapt", bundle, "--data", folder, "--budget", "1000", "--explain")
+    assert ran.code == 0, ran.err
+    assert "names one class for most of these images" in ran.err
+    assert "left out: image" in ran.err
+    assert "0.png" in ran.err
+    for number in range(2, 40):
+        (folder / f"{number}.png").unlink()
+    (folder / "0.png").unlink()
+    assert "note: 1 images tell little" in edge("adapt", bundle, "--data", folder, "--budget", "1000").err
+
+
+def test_a_result_that_could_not_be_written_is_refused_before_the_work(edge: Any, bundle: Path, images: Path) -> None:
+    ran = edge("adapt", bundle, "--data", images, "--json", "/nowhere/at/all.json")
+    ran.failed(74, "/nowhere/at/all.json", "folder that exists")
+    assert ran.out == ""
+
+
 def test_adapt_names_the_fastest_subnet_when_nothing_fits(edge: Any, bundle: Path, images: Path) -> None:
     ran = edge("adapt", bundle, "--data", images, "--budget", "0.000001", "--json", "-")
     ran.failed(3, "fastest", "ms")

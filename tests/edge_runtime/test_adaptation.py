@@ -272,6 +272,17 @@ def pick(finalists: list[Score], current: str, compare: Any, budget: Budget, **t
     )
 
 
+def test_what_is_measured_within_the_limit_but_not_surely_is_called_uncertain() -> None:
+    choice = pick([FULL, SLOW, FAST], "full", judge(set()), Budget(latency_ms=9.1))
+    fates = {c.score.gates: (c.fate, c.reason) for c in choice.candidates}
+    fate, reason = fates[SLOW.gates]  # 9.0 ms, and up to 9.38 with what is uncertain
+    assert fate == "uncertain"
+    assert "9.00 ms, up to 9.38 ms" in reason
+    assert fates[FULL.gates][0] == "reference"
+    over = pick([FULL, SLOW, FAST], "full", judge(set()), Budget(latency_ms=8.9))
+    assert {c.score.gates: c.fate for c in over.candidates}[SLOW.gates] == "over budget"
+
+
 def test_in_doubt_the_current_subnet_stays_where_it_is_feasible() -> None:
     choice = pick([FULL, SLOW, SIMILAR, FAST], "2-2-2-2-2", judge(set()), Budget(latency_ms=10))
     assert choice.score == FAST
@@ -398,6 +409,12 @@ def test_one_image_for_hours_talks_nobody_into_a_bad_subnet(
     assert PRIOR(chosen.gates) <= Trust(COST, PRIOR, lambda: 0.0).most_damage(0.88 * limit_ms)
     blind = min((gates for gates in SPACE.enumerate() if COST(gates) <= limit_ms), key=COST)
     assert exact_quality(chosen.gates) > exact_quality(blind) + 0.05
+
+
+def test_every_candidate_is_told_once() -> None:
+    for limit_ms in (5.0, 7.0, 11.0):
+        told = [candidate.score.gates for candidate in run(make_job(Budget(latency_ms=limit_ms))).candidates]
+        assert len(told) == len(set(told)) > 5
 
 
 def test_one_image_for_hours_leaves_a_frontier_in_the_order_of_the_prior() -> None:

@@ -172,6 +172,11 @@ def test_bad_data_paths_say_what_is_wrong(tmp_path: Path) -> None:
     (broken / "half.png").write_bytes((broken / "half.png").read_bytes()[:60])
     with pytest.raises(InputError, match=r"half\.png.* cannot be read"):
         load_samples(broken)
+    (broken / "half.png").unlink()
+    (broken / "text.png").write_text("no pixels here")
+    with pytest.raises(InputError, match=r"text\.png.* it is no image") as refused:
+        load_samples(broken)
+    assert "remove it" in str(refused.value.hint)
     (broken / "part").mkdir()
     Image.fromarray(picture(0)).save(broken / "part" / "x.png")
     with pytest.raises(InputError, match="images and folders of images"):
@@ -206,6 +211,25 @@ def test_labels_of_an_npz_follow_the_models_order_of_classes(tmp_path: Path) -> 
     assert (samples.labels.tolist(), samples.class_names) == ([2, 1, 2], ("washer", "bolt", "nut"))
     with pytest.raises(InputError, match=r"'bolt' is not a class of this model.*washer"):
         load_samples(path, class_names=("washer", "nut"))
+
+
+@pytest.mark.parametrize(("files", "damaged"), [(2, 1), (19, 1), (40, 2)])
+def test_a_few_damaged_images_of_a_folder_are_left_out(tmp_path: Path, files: int, damaged: int) -> None:
+    for part in ("bolt", "nut"):
+        (tmp_path / part).mkdir()
+    names = [f"{('bolt', 'nut')[number % 2]}/{number:02d}.png" for number in range(files)]
+    for number, name in enumerate(names):
+        Image.fromarray(picture(number)).save(tmp_path / name)
+    for name in names[:damaged]:
+        (tmp_path / name).write_bytes(b"cut off")
+    found = load_samples(tmp_path)
+    assert found.labels is not None
+    assert sorted(found.names) == sorted(names[damaged:])
+    assert [("bolt", "nut")[label] for label in found.labels] == [name.split("/")[0] for name in found.names]
+    assert [name for name in names if any(name in message for message in found.skipped)] == names[:damaged]
+    (tmp_path / names[damaged]).write_bytes(b"one too many")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_samples(tmp_path)
 
 
 def test_a_compressed_npz_that_is_damaged_anywhere(tmp_path: Path) -> None:

@@ -306,7 +306,11 @@ def test_adapt_finds_applies_explains_and_remembers(tmp_path: Path) -> None:
     json.dumps(status.to_json())
     assert not model.adapt().changed
 
+    assert str(status) == f"{status.active} [done] {status.reason}"
+
     again = scripted(tmp_path)
+    idle = again.adapt()
+    assert (idle.phase, idle.budget, idle.limit_ms, idle.frontier) == ("idle", model.budget, 6.0, model.frontier)
     assert (again.gates, again.budget, again.frontier) == (model.gates, model.budget, model.frontier)
     assert scripted(tmp_path, budget=Budget()).gates.is_default
     assert COST(scripted(tmp_path, budget=Budget(latency_ms=3.0)).gates) < 3.0
