@@ -70,6 +70,10 @@ class TrainSettings:
         if self.augment not in AUGMENTATIONS:
             raise UsageError(f"augmentation {self.augment!r} is not one of {', '.join(AUGMENTATIONS)}")
 
+    def over(self, images: int) -> TrainSettings:
+        """The same over a set of so many images: a batch holds no more of them, which decides the learning rates."""
+        return dataclasses.replace(self, batch_size=min(self.batch_size, images))
+
 
 def stage_configs(settings: TrainSettings, batches: int, seed: int) -> tuple[LocalConfig, PathConfig]:
     """Both stages over epochs of at most `batches` batches of the asked size."""

@@ -75,7 +75,7 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
 
     settings = _settled(project, given, batches_of, compute)
     source = batches_of(settings.batch_size, settings.augment)
-    local, paths = stage_configs(settings, len(source), seed)
+    local, paths = stage_configs(settings.over(len(data.train)), len(source), seed)
     latency = read_latency(project.work, supernet.space, compute.ranks) if settings.latency else None
     train_supernet(supernet, local, paths, source, project.work, project.log, compute=compute, latency=latency)
     if not compute.ranks.first:

@@ -483,3 +483,5 @@ def test_learning_rates_grow_with_the_root_of_the_batch_size(batch_size):
     factor = (batch_size / 32) ** 0.5
     assert local.loop.learning_rate == pytest.approx(factor * usual_local.loop.learning_rate)
     assert paths.loop.learning_rate == pytest.approx(factor * usual_paths.loop.learning_rate)
+    few, _ = stage_configs(TrainSettings(10, 10, "", 512).over(batch_size), 10, 0)  # fewer images than a batch
+    assert few.loop.learning_rate == local.loop.learning_rate
