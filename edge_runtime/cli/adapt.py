@@ -91,12 +91,12 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         try:
             status = _wait(model, samples, arguments, console)
         except BudgetError as error:
-            _write(arguments, bundle.digest, _unmet(error, model, budget))
+            _write(arguments, bundle.digest, device, _unmet(error, model, budget))
             raise
         _print(status, model, device, arguments, console)
         for note in _notes(status, model, samples, device):
             console.note(note)
-        _write(arguments, bundle.digest, status.to_json())
+        _write(arguments, bundle.digest, device, status.to_json())
     return 0
 
 
@@ -109,10 +109,10 @@ def _leave_no_core() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0 if hard == 0 else 1, hard))
 
 
-def _write(arguments: argparse.Namespace, digest: str, outcome: dict[str, Any]) -> None:
+def _write(arguments: argparse.Namespace, digest: str, device: DeviceRecord, outcome: dict[str, Any]) -> None:
     if arguments.json:
         result = {"bundle": digest, "data": arguments.data, **outcome}
-        write_document(arguments.json, document("adapt", result, read_device(), arguments.command))
+        write_document(arguments.json, document("adapt", result, device, arguments.command))
 
 
 def _unmet(error: BudgetError, model: EdgeModel, budget: Budget) -> dict[str, Any]:

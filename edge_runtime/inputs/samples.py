@@ -294,7 +294,7 @@ def read_image(source: Any, size: tuple[int, int] | None, name: str | None = Non
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         what = "it is no image" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(
-            f"image {name or os.fspath(source)!r} cannot be read: {what}", hint="remove it, or give a folder without it"
+            f"image {name or os.fspath(source)!r} cannot be read: {what}", hint="remove it from the data"
         ) from error
 
 

@@ -239,12 +239,17 @@ def test_adapt_chooses_explains_and_reports(edge: Any, bundle: Path, images: Pat
     assert {candidate["fate"] for candidate in result["candidates"]} & {"chosen", "kept"}
 
 
-def test_adapt_reads_a_folder_without_labels(edge: Any, bundle: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
+def _noise(folder: Path, count: int, brightest: int) -> Path:
+    """A folder of images that are noise up to a brightness."""
     folder.mkdir()
     rng = np.random.default_rng(1)
-    for number in range(24):
-        Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)).save(folder / f"{number}.png")
+    for number in range(count):
+        Image.fromarray(rng.integers(0, brightest + 1, (40, 30, 3), np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_adapt_reads_a_folder_without_labels(edge: Any, bundle: Path, tmp_path: Path) -> None:
+    folder = _noise(tmp_path / "photos", count=24, brightest=255)
     ran = edge("adapt", bundle, "--data", folder, "--budget", "1000")
     assert ran.code == 0, ran.err
     assert "24 unlabelled images" in ran.out
@@ -259,11 +264,7 @@ def test_adapt_says_what_its_budget_is_a_share_of(edge: Any, bundle: Path, image
 
 
 def test_adapt_says_where_images_tell_little(edge: Any, bundle: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "black"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        Image.fromarray(rng.integers(0, 12, (20, 20, 3), np.uint8)).save(folder / f"{number}.png")
+    folder = _noise(tmp_path / "black", count=40, brightest=31)
     (folder / "0.png").write_bytes(b"cut off")
     ran = edge("adapt", bundle, "--data", folder, "--budget", "1000", "--explain")
     assert ran.code == 0, ran.err

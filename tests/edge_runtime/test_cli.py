@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.adaptation.status import Fate
+from edge_runtime.cli import adapt
 from edge_runtime.cli.console import Console
 from edge_runtime.cli.demo import _verdict
 from edge_runtime.cli.documents import document, write_document
@@ -157,3 +160,7 @@ def test_confinement_ends_with_its_block() -> None:
 )
 def test_the_closing_sentence_is_true_in_every_case(fixed: int, edge: int, words: str) -> None:
     assert words in _verdict(fixed, edge, 2)
+
+
+def test_the_legend_of_adapt_explains_every_fate() -> None:
+    assert set(adapt._FATES) == set(get_args(Fate))

@@ -176,7 +176,7 @@ def test_bad_data_paths_say_what_is_wrong(tmp_path: Path) -> None:
     (broken / "text.png").write_text("no pixels here")
     with pytest.raises(InputError, match=r"text\.png.* it is no image") as refused:
         load_samples(broken)
-    assert "remove it" in str(refused.value.hint)
+    assert "remove it from the data" in str(refused.value.hint)
     (broken / "part").mkdir()
     Image.fromarray(picture(0)).save(broken / "part" / "x.png")
     with pytest.raises(InputError, match="images and folders of images"):
