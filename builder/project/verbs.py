@@ -17,6 +17,7 @@ from builder.fit import accuracy
 from builder.project.latency import keep_latency, latency_name, read_latency
 from builder.project.plan import AUGMENTATIONS, TrainSettings, kept_training, new_training, stage_configs
 from builder.project.project import Project
+from builder.project.quality import agreement_lines
 from builder.recipes.common import train_supernet
 from builder.training import Compute
 from edge_runtime.bundle import Bundle, write_bundle
@@ -81,8 +82,8 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
     if not compute.ranks.first:
         return []
     project.keep_trained()
-    project.prior(compute)
     lines = [f"trained: {settings.local_steps} steps alone, {settings.path_steps} steps as whole subnets"]
+    lines += agreement_lines(project.trained(), project.prior(compute), project.held_out, latency)
     if skipped := getattr(data.train, "skipped", ()):
         project.log.event("data.skipped", {"count": len(skipped), "first": str(skipped[0])})
         lines.append(f"{len(skipped)} images could not be read and were skipped, the first is {skipped[0]}")

@@ -13,6 +13,7 @@ sys.path.insert(0, str(ROOT / "tools" / "bench"))
 
 import objectives
 import objectives_answers
+import shifts
 from objectives_answers import Answers, answers_of
 from objectives_kinds import OBJECTIVES, Sample
 
@@ -54,7 +55,7 @@ def test_ranks_of_equals_are_their_mean():
 
 def test_objectives_that_know_find_the_best_and_a_blind_one_does_not(answers):
     found, images = objectives._shift(answers, lambda rng: np.ones(IMAGES), 6, np.random.default_rng(1))
-    assert images == objectives.IMAGES
+    assert images == shifts.IMAGES
     assert set(found) == set(OBJECTIVES)
     for name in ("all labels", "soft agreement", "agreement, ensemble"):
         assert found[name]["spearman"] > 0.7
@@ -70,7 +71,7 @@ def test_a_draw_shows_the_shift_and_tests_on_other_images(answers):
     weights = (answers.labels < 2).astype(float)
     sample, truth = objectives._drawn(answers, weights, np.random.default_rng(0))
     assert sample.shares.shape[::2] == (SUBNETS, CLASSES)
-    assert 100 < len(sample.labels) < objectives.IMAGES, "only as many different images as the shift has"
+    assert 100 < len(sample.labels) < shifts.IMAGES, "only as many different images as the shift has"
     assert len(np.unique(sample.shares[0], axis=0)) == len(sample.labels)
     assert set(sample.labels) == {0, 1}
     assert truth.shape == (SUBNETS,)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,14 @@ import numpy as np
 import numpy.typing as npt
 from objectives_answers import LEVELS, Answers, answers_of
 from objectives_kinds import OBJECTIVES, Sample
-from search_cases import CASES, Loaded
+from search_cases import CASES
+from shifts import Draw, Weights, shifts_of, split
 
 from edge_runtime.bundle import Bundle
 from edge_runtime.quality import Z_95, Values
 
-IMAGES, LEAST_IMAGES = 256, 16
-ROUNDING = 1e-6
 NEAR = 0.85
 """Least share of a limit that a subnet's latency has, to be compared under it."""
-
-SUBSET = 20
-DIRICHLET = (0.01, 0.1, 1.0)
-
-Weights = npt.NDArray[np.float64]
-Draw = Callable[[np.random.Generator], Weights]
 
 
 def _arguments() -> argparse.Namespace:
@@ -64,7 +57,10 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     loaded = case.load(bundle, arguments.data)
     answers = answers_of(bundle, loaded.frames, loaded.labels, arguments.subnets, arguments.work, arguments.seed)
     rng = np.random.default_rng(arguments.seed)
-    found = {name: _shift(answers, draw, arguments.draws, rng) for name, draw in _shifts(loaded).items()}
+    found = {
+        name: _shift(answers, draw, arguments.draws, rng)
+        for name, draw in shifts_of(loaded.labels, loaded.conditions).items()
+    }
     rows = {name: figures for name, (figures, _) in found.items()}
     return {
         "bundle": bundle.digest,
@@ -78,32 +74,6 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
         "shifts": rows,
         "mean": _mean(rows),
     }
-
-
-def _shifts(loaded: Loaded) -> dict[str, Draw]:
-    """By name; each draws a weight for every image."""
-    return _class_shifts(loaded.labels) if loaded.conditions is None else _condition_shifts(loaded.conditions)
-
-
-def _class_shifts(labels: npt.NDArray[np.int64]) -> dict[str, Draw]:
-    classes = int(labels.max()) + 1
-
-    def dirichlet(alpha: float) -> Draw:
-        return lambda rng: rng.dirichlet(np.full(classes, alpha))[labels]
-
-    def subset(rng: np.random.Generator) -> Weights:
-        return np.isin(labels, rng.choice(classes, SUBSET, replace=False)).astype(np.float64)
-
-    shifts: dict[str, Draw] = {"none": lambda rng: np.ones(len(labels)), f"{SUBSET} classes": subset}
-    return shifts | {f"Dirichlet {alpha:g}": dirichlet(alpha) for alpha in DIRICHLET}
-
-
-def _condition_shifts(conditions: npt.NDArray[np.str_]) -> dict[str, Draw]:
-    def only(name: str) -> Draw:
-        return lambda rng: np.asarray(conditions == name, np.float64)
-
-    shifts: dict[str, Draw] = {"none": lambda rng: np.ones(len(conditions))}
-    return shifts | {str(name): only(name) for name in np.unique(conditions)}
 
 
 def _shift(
@@ -124,14 +94,10 @@ def _shift(
 
 def _drawn(answers: Answers, weights: Weights, rng: np.random.Generator) -> tuple[Sample, Values]:
     """A sample of one half of the images, and each subnet's accuracy on the other half, both under `weights`."""
-    order = rng.permutation(len(weights))
-    own, other = (half[weights[half] > 0] for half in np.array_split(order, 2))
-    own, other = (own, other) if len(own) and len(other) else (order, order)
-    shares = weights[own] / weights[own].sum()
-    count = min(IMAGES, int(1 / shares.max() + ROUNDING))  # of more the likeliest would be drawn too seldom
-    chosen = rng.choice(own, max(LEAST_IMAGES, count), replace=count < LEAST_IMAGES, p=shares)
-    right = answers.shares[:, other].argmax(axis=2) == answers.labels[other]
-    truth: Values = right @ (weights[other] / weights[other].sum())
+    own, other = split(weights, rng)
+    chosen = own.sample(rng)
+    right = answers.shares[:, other.images].argmax(axis=2) == answers.labels[other.images]
+    truth: Values = right @ other.shares
     seen = answers.shares[:, chosen].astype(np.float64)
     return Sample(seen, seen[0], answers.labels[chosen], answers.damage), truth
 

@@ -92,7 +92,8 @@ def _arguments() -> argparse.Namespace:
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     case, options = CASES[arguments.case], SessionOptions(threads=1)
     bundle = Bundle.read(case.bundle_or(arguments.bundle))
-    images, labels = case.images(bundle, arguments.data, arguments.images, arguments.seed)
+    loaded = case.images(bundle, arguments.data, arguments.images, arguments.seed)
+    images, labels = loaded.frames, loaded.labels
     folder = arguments.work / f"{arguments.case}-{bundle.digest[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     session = open_session(bundle, options)

@@ -32,31 +32,19 @@ together, and in whole rounds, among all that run on the same images. The last l
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import common
-from search_answers import KeptClasses, Network
-from search_cases import CASES
 from search_draws import Draws, Setting
 from search_nsga import pymoo_version
+from search_open import case_arguments, opened
 from search_report import report
 from search_rivals import Effort
-from search_table import latency_table
-from search_trial import Terms
 
 from edge_runtime.adaptation.plan import AdaptPlan
-from edge_runtime.additive import AdditiveCost
-from edge_runtime.backends import SessionOptions, open_session
-from edge_runtime.bundle import Bundle
-from edge_runtime.measure import machine_lock
 from edge_runtime.objectives import Budget
-
-FRACTIONS = (0.6, 0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +58,9 @@ class Scale:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("case", choices=sorted(CASES))
-    parser.add_argument("--bundle", type=Path, help="the elastic model, of the case's classes; needed by tiny")
-    parser.add_argument("--data", type=Path, default=os.environ.get("NNF_DATA"), help="data folder ($NNF_DATA)")
-    parser.add_argument("--work", type=Path, default=Path("work/search"), help="holds what is known between runs")
-    parser.add_argument("--fractions", type=float, nargs="+", default=FRACTIONS, help="of the full subnet's latency")
+    parser = case_arguments(__doc__.splitlines()[0], images=1000)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--rival-draws", type=int, help="of AdaptiveNet's search and NSGA-II; as many if left out")
-    parser.add_argument("--images", type=int, default=1000, help="test images at most; two halves of a draw")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="try the plumbing in a minute; the figures mean nothing")
-    parser.add_argument("--json", help="write the result to this file too")
     return parser.parse_args()
 
 
@@ -98,35 +76,23 @@ def _scale(arguments: argparse.Namespace) -> Scale:
 
 
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    case, scale = CASES[arguments.case], _scale(arguments)
-    bundle, options = Bundle.read(case.bundle_or(arguments.bundle)), SessionOptions(threads=arguments.threads)
-    images, labels = case.images(bundle, arguments.data, scale.images, arguments.seed)
-    session = open_session(bundle, options)
-    network = Network(session, images, bundle.manifest.preprocessing)
-    # A table that was made in haste must not be that of a real run.
-    folder = arguments.work / f"{'quick-' * arguments.quick}{arguments.case}-{bundle.digest[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    alone = nullcontext() if arguments.quick else machine_lock("tools/bench/search.py")
-    table, batched = latency_table(folder / "table.json", bundle, session, options, alone)
-    kept = KeptClasses(network, folder / f"answers-{len(images)}-{arguments.seed}.sqlite")
-    prior = AdditiveCost.damage(table.cost.space, bundle.manifest.prior)
-    terms = Terms(table.cost, prior, 0.0, batched, network, kept, labels, len(bundle.manifest.task.class_names))
+    scale = _scale(arguments)
     budgets: dict[str, Any] = {}
-    for fraction in arguments.fractions:
-        limited = replace(terms, limit_ms=fraction * table.cost(table.cost.space.default))
-        if not limited.plan.feasible:
-            budgets[f"{fraction:g}"] = {"reachable": False}
-            continue
-        draws = Draws(limited, scale.setting, folder / f"found-{fraction:g}.jsonl")
-        draws.make(scale.draws, scale.rival_draws)
-        budgets[f"{fraction:g}"] = {"reachable": True} | report(limited, draws)
-    session.close()
-    kept.close()
+    with opened(arguments, scale.images, "tools/bench/search.py") as case:
+        for fraction in arguments.fractions:
+            limited = case.limited(fraction)
+            if not limited.plan.feasible:
+                budgets[f"{fraction:g}"] = {"reachable": False}
+                continue
+            draws = Draws(limited, scale.setting, case.folder / f"found-{fraction:g}.jsonl")
+            draws.make(scale.draws, scale.rival_draws)
+            budgets[f"{fraction:g}"] = {"reachable": True} | report(limited, draws)
+    table, space = case.table, case.terms.space
     return {
         "case": arguments.case,
-        "bundle": bundle.digest,
-        "subnets": table.cost.space.size(),
-        "test_images": len(images),
+        "bundle": case.bundle.digest,
+        "subnets": space.size(),
+        "test_images": len(case.images.labels),
         "labels": scale.setting.labels,
         "unlabelled": scale.setting.unlabelled,
         "draws": scale.draws,
@@ -134,10 +100,10 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
         "seed": arguments.seed,
         "quick": arguments.quick,
         "pymoo": pymoo_version() or "missing: NSGA-II was left out",
-        "latency": {"method": table.method, "error": table.error, "full_ms": table.cost(table.cost.space.default)},
+        "latency": {"method": table.method, "error": table.error, "full_ms": table.cost(space.default)},
         "seconds_are": "table latency x images x batched, and the search's own time; not this run's wall-clock",
-        "batched": batched,
-        "images_really_run": network.ran,
+        "batched": case.terms.batched,
+        "images_really_run": case.terms.network.ran,
         "budgets": budgets,
     }
 

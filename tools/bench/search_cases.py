@@ -47,12 +47,13 @@ class Case:
 
     load: Callable[[Bundle, Path | None], Loaded]
 
-    def images(self, bundle: Bundle, data: Path | None, most: int, seed: int) -> tuple[Frame, Labels]:
-        """At most so many test images at the model's input size in random order, and their labels."""
+    def images(self, bundle: Bundle, data: Path | None, most: int, seed: int) -> Loaded:
+        """At most so many test images at the model's input size, in random order."""
         loaded = self.load(bundle, data)
         order = np.random.default_rng(seed).permutation(len(loaded.labels))[:most]
         chosen = [fit(loaded.frames[index], bundle.manifest.preprocessing) for index in order]
-        return np.stack(chosen), loaded.labels[order]
+        conditions = None if loaded.conditions is None else loaded.conditions[order]
+        return Loaded(np.stack(chosen), loaded.labels[order], conditions)
 
     def bundle_or(self, named: Path | None) -> Path:
         """The bundle that the user names, else the case's own; `InputError` where there is none."""
