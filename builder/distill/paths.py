@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from builder.distill.losses import is_logits, normalised_error, output_distance
 from builder.distill.prior import measure_prior
-from builder.distill.sampler import PathSampler, checked_cost
+from builder.distill.sampler import PathSampler, checked_cost, schedule
 from builder.elastify import Features, Supernet, with_folded_originals
 from builder.runlog import RunLog
 from builder.training import Batch, BatchSource, Compute, LoopConfig, identity_of, run_loop
@@ -108,7 +108,7 @@ def train_paths(
         return total.item()
 
     supernet.train()
-    belongs_to = identity_of((config, latency and latency.entries), supernet.fixed)
+    belongs_to = identity_of((config, latency and latency.entries, schedule(), FREEZE_STATISTICS_AT), supernet.fixed)
     result = run_loop("paths", supernet.bodies, belongs_to, config.loop, source, step, saved, log, compute=compute)
     supernet.eval()
     return result

@@ -18,7 +18,7 @@ from edge_runtime.additive import AdditiveCost, Plan, fastest
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace
 
-__all__ = ["PathSampler", "checked_cost", "multiply_accumulates"]
+__all__ = ["PathSampler", "checked_cost", "multiply_accumulates", "schedule"]
 
 CANDIDATES = 24
 LEVELS = 24
@@ -30,6 +30,11 @@ COLDEST, HOTTEST, HOTTEST_AT_END = 0.003, 0.3, 0.008
 
 NARROWING = (0.2, 0.8)
 """Progress at which the draws begin to narrow, and at which they are as narrow as they get."""
+
+
+def schedule() -> tuple[object, ...]:
+    """What decides the draws beside cost and damage: a checkpoint of other draws is of another run."""
+    return CANDIDATES, LEVELS, GUIDED_SHARE, COLDEST, HOTTEST, HOTTEST_AT_END, NARROWING
 
 
 class PathSampler:

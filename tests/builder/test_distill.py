@@ -222,6 +222,21 @@ def test_a_checkpoint_of_another_oracle_or_other_settings_is_refused(tmp_path):
         train_local(elastify(made(BottleneckNet), images(32)), longer, batches, tmp_path / "local.pt", RunLog())
 
 
+@pytest.mark.parametrize(
+    "changed", [("builder.distill.sampler.NARROWING", (0.1, 0.5)), ("builder.distill.paths.FREEZE_STATISTICS_AT", 0.5)]
+)
+def test_a_checkpoint_of_other_draws_of_paths_is_refused(tmp_path, monkeypatch, changed):
+    def train():
+        supernet = elastify(made(BottleneckNet), images(32))
+        config = PathConfig(LoopConfig(1, STEPS, 1e-3))
+        train_paths(supernet, config, batches, tmp_path / "paths.pt", RunLog())
+
+    train()
+    monkeypatch.setattr(*changed)
+    with pytest.raises(StateError, match="does not belong"):
+        train()
+
+
 def test_a_source_without_batches_is_refused(tmp_path):
     config = LocalConfig(LoopConfig(1, STEPS, 1e-3))
     with pytest.raises(UsageError, match="nothing"):
