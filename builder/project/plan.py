@@ -157,8 +157,8 @@ def _compare(work: Path, kept: TrainSettings, given: Mapping[str, Any]) -> None:
     if differing:
         raise StateError(
             f"the training in {work} was begun with another {differing[0].replace('_', ' ')}",
-            hint="leave the option out to go on with it, or delete what there is of train.json, latency.json, local.pt, "
-            "paths.pt and trained.pt there",
+            hint="leave the option out to go on with it, or delete what is there of train.json, latency.json, "
+            "local.pt, paths.pt and trained.pt",
         )
 
 
