@@ -61,12 +61,15 @@ def _arguments() -> argparse.Namespace:
     parser = case_arguments(__doc__.splitlines()[0], images=1000)
     parser.add_argument("--draws", type=int, default=20)
     parser.add_argument("--rival-draws", type=int, help="of AdaptiveNet's search and NSGA-II; as many if left out")
+    parser.add_argument(
+        "--random", type=int, nargs="*", default=Setting().random, help="subnets of the random searches; none: no such"
+    )
     return parser.parse_args()
 
 
 def _scale(arguments: argparse.Namespace) -> Scale:
     rivals = arguments.draws if arguments.rival_draws is None else arguments.rival_draws
-    setting = Setting(seed=arguments.seed)
+    setting = Setting(seed=arguments.seed, random=tuple(arguments.random))
     if not arguments.quick:
         return Scale(arguments.draws, min(rivals, arguments.draws), arguments.images, setting)
     effort = Effort(population=6, generations=2, told=(1, 2))

@@ -117,7 +117,8 @@ def _rivals(searches: Mapping[str, Any], figures: _Figures) -> dict[str, Any]:
     if OURS not in searches:
         return {}
     traces = {name: body["trace"] for name, body in searches.items() if not name.startswith((OURS, RANDOM))}
-    traces["random"] = [step for name, body in searches.items() if name.startswith(RANDOM) for step in body["trace"]]
+    at_random = [step for name, body in searches.items() if name.startswith(RANDOM) for step in body["trace"]]
+    traces |= {"random": at_random} if at_random else {}
     found = {}
     for name, trace in traces.items():
         some = figures.found[name if name in figures.found else OURS]
