@@ -74,7 +74,7 @@ def _scale(arguments: argparse.Namespace) -> Scale:
         return Scale(arguments.draws, min(rivals, arguments.draws), arguments.images, setting)
     effort = Effort(population=6, generations=2, told=(1, 2))
     plan = AdaptPlan(Budget(), subsets=(8, 16), population=4, generations=2, finalists=1)
-    few = replace(setting, labels=24, unlabelled=32, effort=effort, plan=plan, factor=1, random=(8,))
+    few = replace(setting, labels=24, unlabelled=32, effort=effort, plan=plan, factor=1, random=setting.random and (8,))
     return Scale(2, 1, 80, few)
 
 
