@@ -108,7 +108,8 @@ def train_paths(
         return total.item()
 
     supernet.train()
-    belongs_to = identity_of((config, latency and latency.entries, schedule(), FREEZE_STATISTICS_AT), supernet.fixed)
+    decided = schedule(), PRIOR_BATCHES, FREEZE_STATISTICS_AT
+    belongs_to = identity_of((config, latency and latency.entries, decided), supernet.fixed)
     result = run_loop("paths", supernet.bodies, belongs_to, config.loop, source, step, saved, log, compute=compute)
     supernet.eval()
     return result

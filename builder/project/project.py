@@ -141,6 +141,11 @@ class Project:
         """Images that training does not see, as the network takes them."""
         return spread(self.data.validation, CHECK_IMAGES)
 
+    @property
+    def unseen(self) -> Tensor:
+        """As many images as `held_out`, and other ones where there are so many."""
+        return spread(self.data.validation, CHECK_IMAGES, shifted=True)
+
     def bundle_info(self, name: str | None = None) -> BundleInfo:
         """What a bundle says beside its graph; it names no path of this machine."""
         settings = self.settings

@@ -2,53 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from builder.distill.sampler import checked_cost
 from builder.elastify import Supernet
+from builder.training import Compute
 from edge_runtime.additive import AdditiveCost, Plan
 from edge_runtime.gates import Gates
 
-__all__ = ["agreement_lines"]
+__all__ = ["agreement", "agreement_line"]
 
 SHARES = (0.8, 0.6, 0.4)
 """Of the network's cost, at which a subnet is looked at."""
 
-_BATCH = 32
+_BATCH = 64
 
 
-def agreement_lines(
-    supernet: Supernet, prior: Sequence[Sequence[float]], images: Tensor, latency: AdditiveCost | None = None
-) -> list[str]:
-    """One line on the subnets that the prior holds for the best within shares of the cost; none where none is feasible.
+def agreement(
+    supernet: Supernet,
+    prior: Sequence[Sequence[float]],
+    images: Tensor,
+    *,
+    latency: AdditiveCost | None = None,
+    compute: Compute | None = None,
+) -> dict[float, float]:
+    """For each share of the cost the part of `images` that the best subnet within it answers as the full one, 0 to 1.
 
     Args:
-        supernet: trained, in eval mode, with class logits as its first output.
-        prior: what each alternative costs in quality.
-        images: held out, as the network takes them, float32 [N, C, H, W].
-        latency: a device's table, in whose milliseconds the shares are meant; multiply-accumulates without one.
+        supernet: trained, on the CPU, where it is left; its first output are class logits.
+        prior: per unit and alternative what it costs in quality: by it a subnet is the best of those within a share.
+        images: preprocessed, float32 [N, C, H, W]; others than the prior was measured on, where there are others.
+        latency: a device's table, of which the shares are meant; of multiply-accumulates without one.
+        compute: where it runs; the CPU where it is not given.
+
+    Returns:
+        A figure for each of `SHARES` within which there is a subnet.
+
+    Raises:
+        UsageError: the latency table is of another supernet.
     """
     cost, damage = checked_cost(supernet, latency), AdditiveCost.damage(supernet.space, prior)
-    full = cost(supernet.space.default)
-    plans = {share: Plan(cost, damage, share * full) for share in SHARES}
-    own = _answers(supernet, images, supernet.space.default)
-    found = [
-        f"{(_answers(supernet, images, plan.best()) == own).float().mean():.0%} at {share:.0%}"
+    default, compute = supernet.space.default, compute or Compute()
+    plans = {share: Plan(cost, damage, share * cost(default)) for share in SHARES}
+    compute.place_module(supernet)
+    own = _answers(supernet, images, default, compute)
+    found = {
+        share: (_answers(supernet, images, plan.best(), compute) == own).float().mean().item()
         for share, plan in plans.items()
         if plan.feasible
-    ]
+    }
+    supernet.to("cpu")
+    return found
+
+
+def agreement_line(found: Mapping[float, float], images: int, unit: str) -> list[str]:
+    """What `agreement` found, in one line; none where nothing was found.
+
+    Args:
+        found: by share.
+        images: how many there were.
+        unit: what the shares are of. Example: ``multiply-accumulates``.
+    """
     if not found:
         return []
-    unit = "multiply-accumulates" if latency is None else "predicted latency"
-    return [f"subnets that answer {len(images)} held-out images as the network does: {', '.join(found)} of its {unit}"]
+    each = ", ".join(f"{part:.1%} at {share:.0%}" for share, part in found.items())
+    return [f"the likely best subnets answer {images} held-out images as the network does: {each} of its {unit}"]
 
 
-def _answers(supernet: Supernet, images: Tensor, gates: Gates) -> Tensor:
+def _answers(supernet: Supernet, images: Tensor, gates: Gates, compute: Compute) -> Tensor:
     """The class that a subnet names for each image, int64 [N]."""
-    device = next(supernet.parameters()).device
     with torch.no_grad():
-        outputs = [supernet.features(batch.to(device), gates).outputs[0] for batch in images.split(_BATCH)]
-    return torch.cat(outputs).argmax(1)
+        batches = (compute.place((batch, None))[0] for batch in images.split(_BATCH))
+        return torch.cat([supernet.features(batch, gates).outputs[0].argmax(1) for batch in batches])

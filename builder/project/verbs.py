@@ -17,9 +17,10 @@ from builder.fit import accuracy
 from builder.project.latency import keep_latency, latency_name, read_latency
 from builder.project.plan import AUGMENTATIONS, TrainSettings, kept_training, new_training, stage_configs
 from builder.project.project import Project
-from builder.project.quality import agreement_lines
+from builder.project.quality import agreement, agreement_line
 from builder.recipes.common import train_supernet
 from builder.training import Compute
+from edge_runtime.additive import AdditiveCost
 from edge_runtime.bundle import Bundle, write_bundle
 from edge_runtime.errors import BundleError, StateError
 
@@ -83,11 +84,20 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
         return []
     project.keep_trained()
     lines = [f"trained: {settings.local_steps} steps alone, {settings.path_steps} steps as whole subnets"]
-    lines += agreement_lines(project.trained(), project.prior(compute), project.held_out, latency)
+    lines += _agreement(project, latency, compute)
     if skipped := getattr(data.train, "skipped", ()):
         project.log.event("data.skipped", {"count": len(skipped), "first": str(skipped[0])})
         lines.append(f"{len(skipped)} images could not be read and were skipped, the first is {skipped[0]}")
     return [*lines, f"next: nnf-build export --work {project.work}"]
+
+
+def _agreement(project: Project, latency: AdditiveCost | None, compute: Compute) -> list[str]:
+    """How often the likely best subnets answer as the network does."""
+    prior, images = project.prior(compute), project.unseen
+    with project.log.step("agreement") as figures:
+        found = agreement(project.trained(), prior, images, latency=latency, compute=compute)
+        figures |= {f"at_{share:g}": round(part, 4) for share, part in found.items()}
+    return agreement_line(found, len(images), "multiply-accumulates" if latency is None else "predicted latency")
 
 
 def _settled(

@@ -236,7 +236,8 @@ def _digest(supernet: Supernet) -> str:
     return digest.hexdigest()
 
 
-def spread(images: Pixels, count: int) -> torch.Tensor:
-    """Up to `count` images evenly over the set, as the network takes them."""
+def spread(images: Pixels, count: int, *, shifted: bool = False) -> torch.Tensor:
+    """Up to `count` images evenly over the set, as the network takes them; `shifted`: others, if there are enough."""
     step = max(len(images) // count, 1)
-    return images.inputs(slice(0, step * count, step))
+    start = step // 2 if shifted else 0
+    return images.inputs(slice(start, step * count, step))

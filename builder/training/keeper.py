@@ -45,7 +45,7 @@ class Keeper:
         """The state in the file, None where there is none; `StateError` where it is damaged or of another run."""
         kept = None if self._path is None else checkpoint.load(self._path)
         if kept is not None and kept.get("identity") != self._identity:
-            raise self.foreign("it was made with another oracle or with other settings")
+            raise self.foreign("it was made with another oracle, with other settings or by another version")
         return kept
 
     def foreign(self, why: str) -> StateError:

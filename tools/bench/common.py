@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -39,6 +40,23 @@ def run(name: str, bench: Bench, arguments: argparse.Namespace, *, alone: bool =
         print(f"error: the result above cannot be written to {arguments.json}: {error.strerror}", file=sys.stderr)
         return StateError.exit_code
     return 0
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type for argparse: whole numbers from `least` on."""
+
+    def number(text: str) -> int:
+        found = int(text)
+        if found < least:
+            raise argparse.ArgumentTypeError(f"{found} is below {least}")
+        return found
+
+    return number
+
+
+def rounded(value: float, digits: int = 4) -> float | None:
+    """For JSON, which knows no nan."""
+    return None if math.isnan(value) else round(value, digits)
 
 
 def _origin(name: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ difference with its 95 % margin, for where two regrets cannot be told apart.
 
 What was found is kept too, for as long as the code of the searches stays the same: a stopped run goes on. Draws are
 made one after the other, each for all searches. AdaptiveNet's search and NSGA-II take nearly all of the time;
---rival-draws gives them fewer, and once the table is made, two processes may each make one of --fractions.
+--rival-draws gives them fewer, --random without a number leaves out the random ones (the reference then does not know
+what they found), and once the table is made, two processes may each make one of --fractions.
 
 `prefix_saving` says what percentage of the blocks prefix reuse would save at best: among subnets that are asked for
 together, and in whole rounds, among all that run on the same images. The last line is one JSON object.
@@ -39,12 +40,9 @@ from typing import Any
 import common
 from search_draws import Draws, Setting
 from search_nsga import pymoo_version
-from search_open import case_arguments, opened
+from search_open import QUICK, case_arguments, opened
 from search_report import report
 from search_rivals import Effort
-
-from edge_runtime.adaptation.plan import AdaptPlan
-from edge_runtime.objectives import Budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +57,16 @@ class Scale:
 
 def _arguments() -> argparse.Namespace:
     parser = case_arguments(__doc__.splitlines()[0], images=1000)
-    parser.add_argument("--draws", type=int, default=20)
-    parser.add_argument("--rival-draws", type=int, help="of AdaptiveNet's search and NSGA-II; as many if left out")
+    parser.add_argument("--draws", type=common.at_least(1), default=20)
     parser.add_argument(
-        "--random", type=int, nargs="*", default=Setting().random, help="subnets of the random searches; none: no such"
+        "--rival-draws", type=common.at_least(0), help="of AdaptiveNet's search and NSGA-II; as many if left out"
+    )
+    parser.add_argument(
+        "--random",
+        type=common.at_least(1),
+        nargs="*",
+        default=Setting().random,
+        help="subnets of the random searches; none: no such",
     )
     return parser.parse_args()
 
@@ -73,8 +77,9 @@ def _scale(arguments: argparse.Namespace) -> Scale:
     if not arguments.quick:
         return Scale(arguments.draws, min(rivals, arguments.draws), arguments.images, setting)
     effort = Effort(population=6, generations=2, told=(1, 2))
-    plan = AdaptPlan(Budget(), subsets=(8, 16), population=4, generations=2, finalists=1)
-    few = replace(setting, labels=24, unlabelled=32, effort=effort, plan=plan, factor=1, random=setting.random and (8,))
+    few = replace(
+        setting, labels=24, unlabelled=32, effort=effort, plan=QUICK, factor=1, random=setting.random and (8,)
+    )
     return Scale(2, 1, 80, few)
 
 
@@ -100,6 +105,7 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
         "unlabelled": scale.setting.unlabelled,
         "draws": scale.draws,
         "rival_draws": scale.rival_draws,
+        "random": scale.setting.random,
         "seed": arguments.seed,
         "quick": arguments.quick,
         "pymoo": pymoo_version() or "missing: NSGA-II was left out",

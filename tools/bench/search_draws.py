@@ -23,7 +23,7 @@ from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Budget
 
-__all__ = ["REFERENCE", "Draws", "Setting"]
+__all__ = ["RANDOM_SUBNETS", "REFERENCE", "Draws", "Setting", "code_digest"]
 
 REFERENCE = "reference"
 
@@ -72,10 +72,10 @@ class _Search:
     rival: bool = False
 
 
-def _code() -> str:
-    """Digest of what decides what a search finds."""
+def code_digest(*more: str) -> str:
+    """Of what decides what a search finds; `more` are further files of the benches, without the ending."""
     sources = [*sorted((RUNTIME / "adaptation").glob("*.py")), *(RUNTIME / f"{name}.py" for name in DECIDING)]
-    sources += [BENCH / f"search_{name}.py" for name in SEARCHES]
+    sources += [BENCH / f"{name}.py" for name in (*(f"search_{name}" for name in SEARCHES), *more)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
 
@@ -90,8 +90,10 @@ class Draws:
 
     def __init__(self, terms: Terms, setting: Setting, path: Path) -> None:
         self._terms, self._setting, self._path = terms, setting, path
-        about = {"images": len(terms.labels), "limit_ms": terms.limit_ms, "code": _code()}
-        self._about = json.dumps(asdict(setting) | about)
+        about = {"images": len(terms.labels), "limit_ms": terms.limit_ms, "code": code_digest()}
+        asked = asdict(setting)
+        asked.pop("random")  # the names of the random searches say how many subnets they have
+        self._about = json.dumps(asked | about)
         self.found: dict[str, dict[int, Any]] = {}
         """By search and draw what it told; of the reference its candidates."""
         if path.exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +14,19 @@ from search_cases import CASES, Loaded
 from search_table import latency_table
 from search_trial import Terms
 
+from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends import SessionOptions, open_session
 from edge_runtime.bundle import Bundle
 from edge_runtime.measure import LatencyModel, machine_lock
+from edge_runtime.objectives import Budget
 
-__all__ = ["Opened", "case_arguments", "opened"]
+__all__ = ["QUICK", "Opened", "case_arguments", "opened"]
 
 FRACTIONS = (0.6, 0.8)
+
+QUICK = AdaptPlan(Budget(), subsets=(8, 16), population=4, generations=2, finalists=1)
+"""Our search in a quick run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +77,17 @@ def opened(arguments: argparse.Namespace, most: int, what: str) -> Iterator[Open
     case = CASES[arguments.case]
     bundle, options = Bundle.read(case.bundle_or(arguments.bundle)), SessionOptions(threads=arguments.threads)
     images = case.images(bundle, arguments.data, most, arguments.seed)
-    session = open_session(bundle, options)
-    network = Network(session, images.frames, bundle.manifest.preprocessing)
     # A table that was made in haste must not be that of a real run.
     folder = arguments.work / f"{'quick-' * arguments.quick}{arguments.case}-{bundle.digest[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     alone = nullcontext() if arguments.quick else machine_lock(what)
-    table, batched = latency_table(folder / "table.json", bundle, session, options, alone)
-    kept = KeptClasses(network, folder / f"answers-{len(images.labels)}-{arguments.seed}.sqlite")
-    prior = AdditiveCost.damage(table.cost.space, bundle.manifest.prior)
-    classes = len(bundle.manifest.task.class_names)
-    terms = Terms(table.cost, prior, 0.0, batched, network, kept, images.labels, classes)
-    try:
+    with ExitStack() as stack:
+        session = stack.enter_context(closing(open_session(bundle, options)))
+        table, batched = latency_table(folder / "table.json", bundle, session, options, alone)
+        network = Network(session, images.frames, bundle.manifest.preprocessing)
+        answers = folder / f"answers-{len(images.labels)}-{arguments.seed}.sqlite"
+        kept = stack.enter_context(closing(KeptClasses(network, answers)))
+        prior = AdditiveCost.damage(table.cost.space, bundle.manifest.prior)
+        classes = len(bundle.manifest.task.class_names)
+        terms = Terms(table.cost, prior, 0.0, batched, network, kept, images.labels, classes)
         yield Opened(bundle, images, table, terms, folder)
-    finally:
-        session.close()
-        kept.close()

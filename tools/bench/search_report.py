@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+from common import rounded
 from search_draws import REFERENCE, Draws
 from search_regret import best_on, equal_regret, summary
 from search_trial import Terms
@@ -20,7 +20,6 @@ __all__ = ["report"]
 COSTS = ("subnets", "images", "blocks", "shared_blocks", "evaluation_s", "own_s")
 KINDS = {"plain": "blocks", "shared": "shared_blocks"}
 OURS, RANDOM = "ours", "random, "
-DIGITS = 4
 
 
 def report(terms: Terms, draws: Draws) -> dict[str, Any]:
@@ -28,10 +27,10 @@ def report(terms: Terms, draws: Draws) -> dict[str, Any]:
     figures = _Figures(terms, draws)
     searches = {name: figures.of(name) for name in figures.found}
     return {
-        "limit_ms": _rounded(terms.limit_ms),
-        "reference_accuracy": _rounded(float(figures.reference.mean())),
-        "random_accuracy": _rounded(float(figures.at_random.mean())),
-        "full_accuracy": _rounded(float(figures.full.mean())),
+        "limit_ms": rounded(terms.limit_ms),
+        "reference_accuracy": rounded(float(figures.reference.mean())),
+        "random_accuracy": rounded(float(figures.at_random.mean())),
+        "full_accuracy": rounded(float(figures.full.mean())),
         "searches": searches,
         "equal_regret": _rivals(searches, figures),
         "prefix_saving": {name: _saving(told.values()) for name, told in figures.found.items()},
@@ -58,9 +57,9 @@ class _Figures:
         """One search: its answer's figures and costs, and those of what it would have answered earlier."""
         told = self.found[name]
         found = {draw: points[-1]["gates"] for draw, points in told.items()}
-        costs = {key: _rounded(_mean(points[-1][key] for points in told.values())) for key in COSTS}
-        body = {"draws": len(told), "accuracy": _rounded(float(self._accuracies(found).mean()))}
-        seconds = {"seconds": _rounded(costs["evaluation_s"] + costs["own_s"])}
+        costs = {key: rounded(_mean(points[-1][key] for points in told.values())) for key in COSTS}
+        body = {"draws": len(told), "accuracy": rounded(float(self._accuracies(found).mean()))}
+        seconds = {"seconds": rounded(costs["evaluation_s"] + costs["own_s"])}
         return body | self._summary(found) | self._behind(found) | costs | seconds | {"trace": self._trace(told)}
 
     def regret(self, name: str, draws: Iterable[int]) -> float:
@@ -76,20 +75,20 @@ class _Figures:
             return {}
         own = self._accuracies({draw: ours[draw][-1]["gates"] for draw in both})
         figures = summary(own, self._accuracies(both), np.zeros(len(both)))
-        return {"behind_ours": _rounded(figures.regret_points), "behind_ours_margin": _rounded(figures.regret_margin)}
+        return {"behind_ours": rounded(figures.regret_points), "behind_ours_margin": rounded(figures.regret_margin)}
 
     def _trace(self, told: Mapping[int, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
         steps = []
         for place in range(min(map(len, told.values()))):
             at = {draw: points[place] for draw, points in told.items()}
-            step = {key: _rounded(_mean(point[key] for point in at.values())) for key in ("blocks", "shared_blocks")}
+            step = {key: rounded(_mean(point[key] for point in at.values())) for key in ("blocks", "shared_blocks")}
             steps.append(step | self._summary({draw: point["gates"] for draw, point in at.items()}))
         return steps
 
     def _summary(self, found: Mapping[int, str]) -> dict[str, float | None]:
         places = [self.draws.index(draw) for draw in found]
         figures = summary(self.reference[places], self._accuracies(found), self.at_random[places])
-        return {key: _rounded(value) for key, value in asdict(figures).items()}
+        return {key: rounded(value) for key, value in asdict(figures).items()}
 
     def _reference(self, draw: int) -> str:
         """The best on the half that was seen, of the reference's candidates and of all that was found."""
@@ -133,13 +132,8 @@ def _saving(told: Iterable[Sequence[Mapping[str, Any]]]) -> dict[str, float | No
     last = [points[-1] for points in told]
     plain = sum(point["blocks"] for point in last)
     shared = {"asked_together": "shared_blocks", "whole_round": "round_blocks"}
-    return {key: _rounded(100 * (1 - sum(point[kind] for point in last) / plain)) for key, kind in shared.items()}
+    return {key: rounded(100 * (1 - sum(point[kind] for point in last) / plain)) for key, kind in shared.items()}
 
 
 def _mean(values: Iterable[float]) -> float:
     return float(np.mean(list(values)))
-
-
-def _rounded(value: float) -> float | None:
-    """For JSON, which knows no nan."""
-    return None if math.isnan(value) else round(value, DIGITS)

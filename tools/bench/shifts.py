@@ -60,18 +60,34 @@ class Half:
     images: Indices
     shares: Weights
 
+    @property
+    def effective(self) -> float:
+        """Of how many equally likely images a mean over the shares would be as sure."""
+        return float(1 / (self.shares**2).sum())
+
     def sample(self, rng: np.random.Generator) -> Indices:
-        """What a device would see of it: up to `IMAGES` different images, a few at least."""
-        count = min(IMAGES, int(1 / self.shares.max() + ROUNDING))  # of more the likeliest would be drawn too seldom
-        chosen: Indices = rng.choice(self.images, max(LEAST_IMAGES, count), replace=count < LEAST_IMAGES, p=self.shares)
-        return chosen
+        """What a device would see: up to `IMAGES` different images, as often as the shares say.
+
+        Of more than 1 over the largest share the likeliest would come too seldom. At least `LEAST_IMAGES`, though:
+        where the shift has fewer, some come twice.
+        """
+        return self.repeated(max(LEAST_IMAGES, min(IMAGES, int(1 / self.shares.max() + ROUNDING))), rng)
+
+    def repeated(self, count: int, rng: np.random.Generator) -> Indices:
+        """So many images in random order, each as often as its share says, rounded up or down (systematic sampling)."""
+        order = rng.permutation(len(self.images))
+        upto = np.cumsum(self.shares[order])
+        places = (rng.random() + np.arange(count)) / count * upto[-1]
+        chosen: Indices = self.images[order[np.searchsorted(upto, places, side="right")]]
+        return rng.permutation(chosen)
 
 
 def split(weights: Weights, rng: np.random.Generator) -> tuple[Half, Half]:
-    """Random halves of the images under one shift; both are all images where one of them would be empty."""
+    """Random halves of the images under one shift; both are all images of it where one of them would be empty."""
     order = rng.permutation(len(weights))
     own, other = (half[weights[half] > 0] for half in np.array_split(order, 2))
-    own, other = (own, other) if len(own) and len(other) else (order, order)
+    both = np.concatenate([own, other])
+    own, other = (own, other) if len(own) and len(other) else (both, both)
     return _half(own, weights), _half(other, weights)
 
 
