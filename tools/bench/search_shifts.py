@@ -94,10 +94,11 @@ def _budget(case: Opened, fraction: float, setting: Setting, draws: int) -> dict
     if not terms.plan.feasible:
         return {"reachable": False}
     kept = _Kept(terms, setting, case.folder / f"shifts-{fraction:g}.jsonl")
-    rows = {
-        name: [kept.row(name, draw, weigh) for draw in range(draws)]
-        for name, weigh in shifts_of(case.images.labels, case.images.conditions).items()
-    }
+    weighed = shifts_of(case.images.labels, case.images.conditions)
+    rows: dict[str, list[Row]] = {name: [] for name in weighed}
+    for draw in range(draws):  # of all shifts in turn: what a stopped run has can be reported with fewer draws
+        for name, weigh in weighed.items():
+            rows[name].append(kept.row(name, draw, weigh))
     shifts = {name: figures(some) for name, some in rows.items()}
     return {"reachable": True, "limit_ms": round(terms.limit_ms, 4), "shifts": shifts, "mean": overall(rows)}
 
