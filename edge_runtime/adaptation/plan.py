@@ -24,13 +24,13 @@ class AdaptPlan:
     seconds: float = 20.0
     """Busy time after which the search ends; what is measured then is completed, with one group more to aim anew."""
 
-    subsets: tuple[int, ...] = (32, 96)
+    subsets: tuple[int, ...] = (64, 128)
     """Images that candidates are run on before the best of them see all, ascending."""
 
     population: int = 16
     """Proposals per generation."""
 
-    generations: int = 8
+    generations: int = 5
     """Generations at most."""
 
     finalists: int = 4

@@ -57,7 +57,7 @@ class Setting:
     """Of our search."""
 
     random: tuple[int, ...] = (32, 128, 512)
-    """Subnets of the random searches; ours proposes 128."""
+    """Subnets of the random searches; ours proposes 80."""
 
     seed: int = 0
 
