@@ -113,9 +113,11 @@ class Draws:
                 self._keep(name, draw, trial.found)
             if draw not in self.found.get(REFERENCE, {}):
                 self._keep(REFERENCE, draw, self._reference(draw))
-        rival = {name for name, search in self._searches().items() if search.rival}
-        for name, told in self.found.items():  # an earlier run may have made more
-            self.found[name] = {draw: told[draw] for draw in told if draw < (rivals if name in rival else count)}
+        # An earlier run may have made more draws, and other searches.
+        most = {name: rivals if search.rival else count for name, search in self._searches().items()}
+        told = {name: self.found.get(name, {}) for name in (*most, REFERENCE)}
+        kept = {name: {d: found[d] for d in found if d < most.get(name, count)} for name, found in told.items()}
+        self.found = {name: found for name, found in kept.items() if found}
 
     def halves(self, draw: int) -> tuple[Indices, Indices]:
         """The images of one half in random order, of which searches see the first, and those of the other."""
