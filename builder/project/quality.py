@@ -48,14 +48,15 @@ def agreement(
     default, compute = supernet.space.default, compute or Compute()
     plans = {share: Plan(cost, damage, share * cost(default)) for share in SHARES}
     compute.place_module(supernet)
-    own = _answers(supernet, images, default, compute)
-    found = {
-        share: (_answers(supernet, images, plan.best(), compute) == own).float().mean().item()
-        for share, plan in plans.items()
-        if plan.feasible
-    }
-    supernet.to("cpu")
-    return found
+    try:
+        own = _answers(supernet, images, default, compute)
+        return {
+            share: (_answers(supernet, images, plan.best(), compute) == own).float().mean().item()
+            for share, plan in plans.items()
+            if plan.feasible
+        }
+    finally:
+        supernet.to("cpu")
 
 
 def agreement_line(found: Mapping[float, float], images: int, unit: str) -> list[str]:

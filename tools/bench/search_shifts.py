@@ -37,12 +37,12 @@ from search_open import QUICK, Opened, case_arguments, opened
 from search_ours import adapted, random_feasible, reference_search
 from search_regret import best_on, summary
 from search_trial import Terms, Trial
-from shifts import Half, shifts_of, split
+from shifts import Draw, Half, shifts_of, split
 
 from edge_runtime.gates import Gates
 
-FEW = 80
-"""Images of a quick run."""
+FEW, FEW_DRAWS = 80, 2
+"""Images and draws of a quick run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +70,17 @@ def _arguments() -> argparse.Namespace:
 
 
 def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
-    setting = Setting(seed=arguments.seed)
+    setting, most, draws = Setting(seed=arguments.seed), arguments.images, arguments.draws
     if arguments.quick:
-        setting = replace(setting, plan=QUICK, factor=1)
-    with opened(arguments, FEW if arguments.quick else arguments.images, "tools/bench/search_shifts.py") as case:
-        budgets = {f"{f:g}": _budget(case, f, setting, arguments.draws) for f in arguments.fractions}
+        setting, most, draws = replace(setting, plan=QUICK, factor=1), FEW, FEW_DRAWS
+    with opened(arguments, most, "tools/bench/search_shifts.py") as case:
+        budgets = {f"{f:g}": _budget(case, f, setting, draws) for f in arguments.fractions}
     return {
         "case": arguments.case,
         "bundle": case.bundle.digest,
         "subnets": case.terms.space.size(),
         "test_images": len(case.images.labels),
-        "draws": arguments.draws,
+        "draws": draws,
         "seed": arguments.seed,
         "quick": arguments.quick,
         "latency": {"method": case.table.method, "error": case.table.error},
@@ -120,7 +120,7 @@ class _Kept:
             return None
         return ((entry["shift"], entry["draw"]), Row(**entry["row"])) if entry["about"] == self._about else None
 
-    def row(self, shift: str, draw: int, weigh: Any) -> Row:
+    def row(self, shift: str, draw: int, weigh: Draw) -> Row:
         """One draw of a shift; `weigh` draws the weights of the images."""
         known = self._rows.get((shift, draw))
         if known is None:
@@ -134,7 +134,7 @@ class _Kept:
         return known
 
 
-def drawn(terms: Terms, weigh: Any, setting: Setting, seed: int) -> Row:
+def drawn(terms: Terms, weigh: Draw, setting: Setting, seed: int) -> Row:
     """Search and reference on one half of the images, judged by the other.
 
     Args:
