@@ -1,6 +1,6 @@
 """The choice among measured finalists: pure, so that every rule can be tested without a clock or a device.
 
-1. A finalist is feasible when the bound of its p95 and its memory are inside the budget.
+1. A finalist is feasible when the bound of its p95, its memory and its energy are inside the budget.
 2. Feasible finalists that the bundle's prior does not trust (see `trust`) fall; where it trusts none, all but the one
    of which it expects the least damage.
 3. Of the rest that no other is significantly better than, the best is the one with the highest likely quality, of
@@ -31,6 +31,7 @@ INDIFFERENCE = 0.003
 """Difference of quality that is not worth a slower subnet where the images cannot tell the two apart."""
 
 Bound = Callable[[Gates], float]
+Energy = Callable[[Gates], float | None]
 Compare = Callable[[Gates, Gates], Comparison]
 Likely = Callable[[Gates], float]
 Damage = Callable[[Gates], float]
@@ -61,9 +62,10 @@ def choose(
     *,
     current: Gates,
     budget: Budget,
-    full_latency_ms: float,
+    limit_ms: float,
     bound_ms: Bound,
     compare: Compare,
+    energy_mj: Energy = lambda gates: None,
     likely: Likely | None = None,
     damage: Damage = lambda gates: 0.0,
     most_damage: float = math.inf,
@@ -74,15 +76,16 @@ def choose(
         finalists: Scores with a measured p95, of different subnets.
         current: The active subnet; it is kept in doubt if it is among the finalists, feasible and trusted.
         budget: What must be met.
-        full_latency_ms: p95 of the full subnet, for budgets that are a fraction of it.
+        limit_ms: The latency limit that the budget comes to on this machine; inf where there is none.
         bound_ms: What must be inside the latency limit: the p95 of a subnet with what its measurement leaves open.
         compare: Quality of one subnet minus that of another on the same images.
+        energy_mj: Measured energy of a frame; None where it is not known, which violates no limit.
         likely: The quality that a subnet most likely has; None takes the measured one.
         damage: What the bundle's prior expects of a subnet, lower is better.
         most_damage: Up to which a subnet is trusted.
     """
     worth = {score.gates: score.quality if likely is None else likely(score.gates) for score in finalists}
-    trial = _Trial(current, budget, budget.limit_ms(full_latency_ms), bound_ms, compare, worth, damage, most_damage)
+    trial = _Trial(current, budget, limit_ms, bound_ms, compare, energy_mj, worth, damage, most_damage)
     feasible = [score for score in finalists if trial.fits(score)]
     if not feasible:
         return None
@@ -104,6 +107,7 @@ class _Trial:
     limit_ms: float
     bound_ms: Bound
     compare: Compare
+    energy_mj: Energy
     worth: Mapping[Gates, float]
     damage: Damage
     most_damage: float
@@ -114,7 +118,13 @@ class _Trial:
 
     def fits(self, score: Score) -> bool:
         """Whether a finalist is feasible."""
-        return self.bound_ms(score.gates) <= self.limit_ms and (score.peak_bytes or 0) <= self.budget.memory_bytes
+        in_time = self.bound_ms(score.gates) <= self.limit_ms
+        return in_time and (score.peak_bytes or 0) <= self.budget.memory_bytes and not self.drains(score)
+
+    def drains(self, score: Score) -> bool:
+        """Whether a finalist takes more energy than the budget allows."""
+        most, taken = self.budget.energy_mj, self.energy_mj(score.gates)
+        return most is not None and taken is not None and taken > most
 
     def unbeaten(self, feasible: Sequence[Score]) -> list[Score]:
         """Those that no other is significantly better than; that of the highest quality is always one."""
@@ -142,6 +152,8 @@ class _Trial:
             within = score.latency_ms <= self.limit_ms
             fate: Fate = "reference" if score.gates.is_default else "uncertain" if within else "over budget"
             return Candidate(score, fate, f"{p95}{bound if within else ''} {limit}")
+        if self.drains(score):
+            return Candidate(score, "over budget", f"{self.energy_mj(score.gates):.1f} mJ > {self.budget}")
         if not self.fits(score):
             return Candidate(
                 score, "over budget", f"peak memory {(score.peak_bytes or 0) / MIB:.0f} MiB > {self.budget}"
@@ -166,9 +178,11 @@ class _Trial:
 
     def reason(self, chosen: Score, best: Score) -> str:
         """Why the chosen one, for people."""
+        taken = self.energy_mj(chosen.gates)
         room = f"p95 {chosen.latency_ms:.2f} ms" + (
             f" within {self.limit_ms:.2f} ms" if self.limit_ms < math.inf else ""
         )
+        room += "" if taken is None else f" and {taken:.1f} mJ"
         if not self.trusts(chosen):
             return f"{chosen.gates}, {room}: the bundle trusts nothing that fits, and expects the least damage of it"
         if chosen is best:

@@ -1,17 +1,18 @@
-"""The finalists' latency, really measured on the session that serves frames, in slices."""
+"""The finalists' latency and energy, really measured on the session that serves frames, in slices."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from statistics import median
+from statistics import fmean, median
 
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends.base import Array, Session
 from edge_runtime.gates import Gates
-from edge_runtime.measure import Clock, measure
+from edge_runtime.measure import Clock, mean_power_w, measure
 from edge_runtime.objectives import Measurement, pooled_tail
+from edge_runtime.sense import Rail
 
 __all__ = ["Finals"]
 
@@ -25,8 +26,20 @@ SLICE_MS = 400.0
 """How long a slice should take, milliseconds."""
 
 
+POWER_SECONDS, POWER_ROUNDS = 0.2, 2
+"""How long the power of a subnet is read at once, and how often: a sensor is slower than a run."""
+
+
 class Finals:
-    """Measures subnets interleaved and keeps every sample. Not thread-safe."""
+    """Measures subnets interleaved and keeps every sample. Not thread-safe.
+
+    Args:
+        session: The session that serves frames.
+        inputs: One batch in the form of `session.inputs`.
+        seed: Of the order of the runs.
+        rail: Where the board's power is read; None, and energies are not known.
+        clock_ns: Nanoseconds since some fixed moment.
+    """
 
     def __init__(
         self,
@@ -34,13 +47,16 @@ class Finals:
         inputs: Mapping[str, Array],
         *,
         seed: int,
+        rail: Rail | None = None,
         clock_ns: Clock = time.perf_counter_ns,
     ) -> None:
         self._session = session
         self._inputs = inputs
         self._seed = seed
         self._clock_ns = clock_ns
+        self._rail = rail
         self._measurements: dict[Gates, Measurement] = {}
+        self._powers_w: dict[Gates, float] = {}
         self._tail: float | None = None
 
     @property
@@ -75,10 +91,41 @@ class Finals:
         """What the p95 of a subnet that was measured is in the long run, milliseconds: its median times `tail`."""
         return self._measurements[gates].p50_ms * self.tail
 
+    def energy_mj(self, gates: Gates) -> float | None:
+        """What a frame takes from the whole board, millijoules: power times median; None where there is no rail."""
+        return self._powers_w[gates] * self._measurements[gates].p50_ms if self._rail else None
+
+    def full_energy_mj(self, full_p50_ms: float) -> float | None:
+        """What the full subnet would take at the median power of what was measured; None where there is no rail.
+
+        It is what a limit on the energy is turned into one on the time by, so the power of those near the limit counts.
+        """
+        return median(self._powers_w.values()) * full_p50_ms if self._rail else None
+
     def steps(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
         """Measure a group together, in slices: at least `runs` each, and up to `MOST_RUNS` until `seconds` are over."""
         with self._session.hold(group):
             yield from self._rounds(group, runs, seconds)
+            yield from self._power_rounds([gates for gates in group if gates not in self._powers_w])
+
+    def measure_power(self, gates: Gates) -> None:
+        """Measure only the power of one subnet, at once; nothing without a rail."""
+        with self._session.hold([gates]):
+            for _ in self._power_rounds([gates]):
+                pass
+
+    def _power_rounds(self, group: Sequence[Gates]) -> Iterator[None]:
+        if self._rail is None:
+            return
+        found: dict[Gates, list[float]] = {gates: [] for gates in group}
+        for _ in range(POWER_ROUNDS):
+            for gates, powers_w in found.items():
+                powers_w.append(self._power_w(gates, self._rail))
+                yield
+        self._powers_w |= {gates: fmean(powers_w) for gates, powers_w in found.items()}
+
+    def _power_w(self, gates: Gates, rail: Rail) -> float:
+        return mean_power_w(self._session, self._inputs, gates, rail, seconds=POWER_SECONDS, clock_ns=self._clock_ns)
 
     def _rounds(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
         left, slice_runs = runs if group else 0, min(runs, SLICE_RUNS[0])

@@ -100,9 +100,12 @@ class AdaptJob:
             yield
 
     def _slices(self) -> Iterator[None]:
-        self._cost = self._calibrate().p95_cost
+        table = self._calibrate()
+        self._cost = table.p95_cost
         self._trust = Trust(self._cost, self._prior, lambda: self.evaluator.variety)
-        limit_ms = self._proposal_limit_ms()
+        if self._plan.budget.energy_mj is not None:
+            self._finals.measure_power(self._full)
+        limit_ms = self._proposal_limit_ms(self._finals.full_energy_mj(table.predict_ms(self._full)))
         course = self._keeper.begin(self._cost, self._current)
         self._before_s = course.seconds
         self._shortlist = Shortlist(
@@ -168,10 +171,10 @@ class AdaptJob:
         """The choice; in doubt a subnet that just meets the budget is better than none, and than the fastest of all."""
         return self._choose(self._bound_ms) or self._choose(self._finals.p95_ms)
 
-    def _proposal_limit_ms(self) -> float:
-        """Predicted p95 up to which subnets are proposed; above every subnet where there is no latency budget."""
+    def _proposal_limit_ms(self, full_energy_mj: float | None) -> float:
+        """Predicted p95 up to which subnets are proposed; above every subnet where nothing limits the time."""
         full_ms = self._cost(self._full)
-        return min(self._plan.budget.limit_ms(full_ms) * (1 - self._plan.headroom), 2 * full_ms)
+        return min(self._plan.budget.limit_ms(full_ms, full_energy_mj) * (1 - self._plan.headroom), 2 * full_ms)
 
     def _measure(self, group: list[Gates]) -> Iterator[None]:
         """Finalists see all images, and all of a group are timed together."""
@@ -179,7 +182,11 @@ class AdaptJob:
         yield from self._finals.steps(group, self._plan.runs, self._plan.measure_seconds)
 
     def _limit_ms(self) -> float:
-        return self._plan.budget.limit_ms(self._finals.expected_p95_ms(self._full))
+        full_ms = self._finals.expected_p95_ms(self._full)
+        return self._plan.budget.limit_ms(full_ms, self._full_energy_mj())
+
+    def _full_energy_mj(self) -> float | None:
+        return self._finals.full_energy_mj(self._finals.expected_p95_ms(self._full) / self._finals.tail)
 
     def _bound_ms(self, gates: Gates) -> float:
         return self._finals.bound_ms(gates, self._plan.headroom)
@@ -191,8 +198,9 @@ class AdaptJob:
             self._measured(),
             current=self._current,
             budget=self._plan.budget,
-            full_latency_ms=self._finals.expected_p95_ms(self._full),
+            limit_ms=self._limit_ms(),
             bound_ms=bound_ms,
+            energy_mj=self._finals.energy_mj,
             compare=self.evaluator.compare,
             likely=self._shortlist.likely((*measured, *self._shortlist.pool, *self._shortlist.ladder)).__getitem__,
             damage=self._prior,
@@ -217,9 +225,13 @@ class AdaptJob:
                 fastest=gates,
                 latency_ms=p95_ms,
             )
+        energy_mj, room = self._finals.energy_mj(quickest.gates), 1 - self._plan.headroom
+        takes = "" if energy_mj is None else f" and takes {energy_mj:.1f} mJ"
+        more = "" if energy_mj is None else f" and {energy_mj / room:.1f} mJ"
         return BudgetError(
-            f"no subnet meets the budget of {budget}: the fastest, {gates}, has a measured p95 of {p95_ms:.2f} ms",
-            hint=f"allow at least {p95_ms / (1 - self._plan.headroom):.2f} ms, or use more threads",
+            f"no subnet meets the budget of {budget}: "
+            f"the fastest, {gates}, has a measured p95 of {p95_ms:.2f} ms{takes}",
+            hint=f"allow at least {p95_ms / room:.2f} ms{more}, or use more threads",
             fastest=gates,
             latency_ms=p95_ms,
         )
@@ -233,5 +245,6 @@ class AdaptJob:
             trust=self._trust,
             limit_ms=self._limit_ms(),
             full_latency_ms=self._finals.expected_p95_ms(self._full),
+            full_energy_mj=self._full_energy_mj(),
             cut=self._cut,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from edge_runtime.state import StateDir
 
 __all__ = ["Memory", "memory_name"]
 
+_ALWAYS = ("table", "active", "frontier", "full_latency_ms", "budget")
 
 TABLE_FORMAT = 2
 """Of how tables are made; what an older one says is not taken up."""
@@ -45,11 +47,15 @@ class Memory:
     budget: Budget | None = None
     """The budget that it was adapted to."""
 
+    full_energy_mj: float | None = None
+    """What the full subnet takes for a frame, millijoules; None where no power rail was read."""
+
     def limit_ms(self, budget: Budget) -> float | None:
         """The latency limit of a budget on this machine, milliseconds; None without one, or where it is not known."""
-        if budget.latency_ms is None and (budget.fraction is None or self.full_latency_ms is None):
-            return None
-        return budget.limit_ms(self.full_latency_ms or 0.0)
+        if self.full_latency_ms is None:
+            return budget.latency_ms
+        limit_ms = budget.limit_ms(self.full_latency_ms, self.full_energy_mj)
+        return None if math.isinf(limit_ms) else limit_ms
 
     def start(self, budget: Budget | None) -> tuple[Gates, str] | None:
         """The subnet to start with under a budget, and why; None where nothing is remembered that helps.
@@ -75,6 +81,7 @@ class Memory:
             "frontier": None if self.frontier is None else self.frontier.to_json(),
             "full_latency_ms": self.full_latency_ms,
             "budget": None if self.budget is None else self.budget.to_json(),
+            "full_energy_mj": self.full_energy_mj,
         }
         state.write_json(name, body)
 
@@ -85,14 +92,15 @@ class Memory:
         if body is None:
             return None
         try:
-            values = fields("memory", body, required=("table", "active", "frontier", "full_latency_ms", "budget"))
-            full_ms = values["full_latency_ms"]
+            values = fields("memory", body, required=_ALWAYS, optional=("full_energy_mj",))
+            full_ms, full_mj = values["full_latency_ms"], values.get("full_energy_mj")
             return cls(
                 LatencyModel.from_json(space, values["table"]),
                 None if values["active"] is None else Score.from_json(space, values["active"]),
                 None if values["frontier"] is None else Frontier.from_json(space, values["frontier"]),
                 None if full_ms is None else positive("full_latency_ms", full_ms),
                 None if values["budget"] is None else Budget.from_json(values["budget"]),
+                None if full_mj is None else positive("full_energy_mj", full_mj),
             )
         except (UsageError, GateError):
             return None

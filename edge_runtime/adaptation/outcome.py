@@ -41,6 +41,9 @@ class AdaptResult:
     full_latency_ms: float
     """The full subnet's p95: its measured median times the tail of all runs."""
 
+    full_energy_mj: float | None
+    """What the full subnet takes for a frame, millijoules; None where no power rail was read."""
+
     ended_early: bool
     """Whether the time limit cut the search."""
 
@@ -54,6 +57,7 @@ def outcome(
     trust: Trust,
     limit_ms: float,
     full_latency_ms: float,
+    full_energy_mj: float | None,
     cut: bool,
 ) -> AdaptResult:
     """Put together what was evaluated and measured.
@@ -66,6 +70,7 @@ def outcome(
         trust: What may be chosen where how much time is allowed.
         limit_ms: The latency limit, milliseconds.
         full_latency_ms: p95 of the full subnet.
+        full_energy_mj: What it takes for a frame, None where that is not known.
         cut: Whether the time limit cut the measurements.
     """
     finalists = {candidate.score.gates for candidate in choice.candidates}
@@ -80,6 +85,7 @@ def outcome(
         (*choice.candidates, *_early(shortlist, finals, expected)),
         finals.measurements,
         full_latency_ms,
+        full_energy_mj,
         shortlist.ended_early or cut,
     )
 

@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-mib", metavar="MIB", type=float, help="peak memory of this process, the search included"
     )
+    parser.add_argument(
+        "--energy-mj", metavar="MJ", type=float, help="what the board takes for one frame, where it has a power sensor"
+    )
     parser.add_argument("--images", metavar="N", type=int, default=_MAX_IMAGES, help="images to use (default 256)")
     parser.add_argument("--no-labels", action="store_true", help="ignore labels that the data has")
     parser.add_argument("--threads", metavar="N", type=int, help="threads of an operator (default: by profile)")
@@ -131,7 +134,7 @@ def _budget(arguments: argparse.Namespace) -> Budget:
     from edge_runtime.objectives import Budget
 
     latency = Budget.parse(arguments.budget) if arguments.budget else Budget()
-    return Budget(latency.latency_ms, arguments.memory_mib, latency.fraction)
+    return Budget(latency.latency_ms, arguments.memory_mib, latency.fraction, arguments.energy_mj)
 
 
 def _wait(model: EdgeModel, samples: Samples, arguments: argparse.Namespace, console: Console) -> AdaptStatus:

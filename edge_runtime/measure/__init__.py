@@ -4,6 +4,7 @@ from edge_runtime.backends.base import random_inputs
 from edge_runtime.measure.calibrate import calibrate
 from edge_runtime.measure.latency import Drift, LatencyModel
 from edge_runtime.measure.memory import MemoryModel, estimate_memory
+from edge_runtime.measure.power import mean_power_w
 from edge_runtime.measure.timing import Candidate, Clock, heeding, measure, measure_candidates
 from edge_runtime.state import machine_lock
 
@@ -17,6 +18,7 @@ __all__ = [
     "estimate_memory",
     "heeding",
     "machine_lock",
+    "mean_power_w",
     "measure",
     "measure_candidates",
     "random_inputs",

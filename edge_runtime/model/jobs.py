@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime import sense
 from edge_runtime.adaptation import AdaptJob, AdaptPlan, Finals
 from edge_runtime.adaptation.checkpoint import Checkpoints, search_key
 from edge_runtime.adaptation.keeper import Keeper
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends.base import Session
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import InputError
+from edge_runtime.errors import InputError, UsageError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame, normalise
@@ -78,7 +79,9 @@ class Jobs:
 
         Raises:
             InputError: The images are all but the same.
+            UsageError: The budget limits the energy, and this machine shows no power rail.
         """
+        rail = _rail(plan)
         if images_alike(images):
             raise InputError(
                 f"the {len(images)} images are all but the same", hint="give images of different scenes to adapt to"
@@ -90,7 +93,7 @@ class Jobs:
         evaluator = self._evaluator(images[order], shuffled, batch_size, keeper.values)
         one = {self._session.inputs[0].name: normalise(images[order[0]], self._manifest.preprocessing)[None]}
         return AdaptJob(
-            finals=Finals(self._session, one, seed=plan.seed, clock_ns=heeding(self._clock_ns, check)),
+            finals=Finals(self._session, one, seed=plan.seed, rail=rail, clock_ns=heeding(self._clock_ns, check)),
             evaluator=evaluator,
             calibrate=lambda: self._calibrate(check),
             prior=self._prior,
@@ -112,6 +115,19 @@ class Jobs:
             batch_size=batch_size,
             known=known,
         )
+
+
+def _rail(plan: AdaptPlan) -> sense.Rail | None:
+    """Where power is read; None where the budget does not ask for it."""
+    if plan.budget.energy_mj is None:
+        return None
+    rail = sense.find_rail()
+    if isinstance(rail, sense.Unknown):
+        raise UsageError(
+            f"a limit of {plan.budget.energy_mj:g} mJ needs the power of the board: {rail.reason}",
+            hint="limit the latency instead: energy is power times time",
+        )
+    return rail
 
 
 def images_alike(images: Frame) -> bool:

@@ -72,7 +72,7 @@ class Loop:
             return
         self.budget = budget
         frontier, limit_ms, reason = self._control.frontier, self.limit_ms, f"the budget is now {budget}"
-        if budget.latency_ms is None and budget.fraction is None:
+        if not budget.limits_time:
             self._active.swap(self._active.gates.space.default, reason)
         elif frontier is not None and limit_ms is not None:
             self._active.swap((frontier.best(limit_ms) or frontier.fastest).gates, reason)
@@ -131,11 +131,11 @@ class Loop:
         return AdaptPlan(self.budget, seconds=seconds, seed=self._seed)
 
     def _search_due(self) -> bool:
-        """Whether to search by itself: a latency budget, enough frames, nothing running, none made for a while."""
+        """Whether to search by itself: a limit on the time, enough frames, nothing running, none made for a while."""
         capacity = self._buffer.capacity
         if not capacity or len(self._buffer) < min(SEARCH_FROM_FRAMES, capacity):
             return False
-        if self.budget.latency_ms is None and self.budget.fraction is None:
+        if not self.budget.limits_time:
             return False
         rested = self._clock_ns() / 1e9 - self._searched_s > SEARCH_EVERY_S
         return rested and self._searches.running is None

@@ -196,7 +196,9 @@ class Searches:
         chosen = result.choice.score
         measured = tuple(c.score for c in result.candidates if c.score.measured)
         self._control.learn(result.frontier, measured)
-        self.memory = Memory(self._table(), chosen, result.frontier, result.full_latency_ms, budget)
+        self.memory = Memory(
+            self._table(), chosen, result.frontier, result.full_latency_ms, budget, result.full_energy_mj
+        )
         self._active.swap(chosen.gates, f"adapted: {result.choice.reason}")
         self._keep()
         self._checkpoints.remove()

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from edge_runtime.sense.files import Known, Unknown, read_int, read_table, read_text
 from edge_runtime.sense.limits import cpu_quotas, memory_left, memory_limits
+from edge_runtime.sense.power import Rail, find_rail
 
 __all__ = [
     "Known",
     "Memory",
+    "Rail",
     "Unknown",
     "anonymous_bytes",
     "board",
@@ -28,6 +30,7 @@ __all__ = [
     "cpu_pressure",
     "cpu_threads",
     "device_context",
+    "find_rail",
     "governor",
     "memory_available_bytes",
     "memory_total_bytes",

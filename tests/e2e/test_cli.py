@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edge_runtime import sense
 from edge_runtime.errors import ResourceError
 from edge_runtime.measure import machine_lock
 from tests.support.tiny import CLASSES, tiny_bundle
@@ -261,6 +262,13 @@ def test_adapt_says_what_its_budget_is_a_share_of(edge: Any, bundle: Path, image
     result = json.loads((tmp_path / "adapt.json").read_text())["result"]
     assert f"95% of the full subnet's {result['full_latency_ms']:.2f} ms" in ran.out
     assert f"= {result['limit_ms']:.2f} ms" in ran.out
+
+
+def test_adapt_refuses_an_energy_budget_where_no_rail_can_be_read(edge: Any, bundle: Path, images: Path) -> None:
+    if not isinstance(sense.find_rail(), sense.Unknown):
+        pytest.skip("this machine has a power rail")
+    edge("adapt", bundle, "--data", images, "--energy-mj", "30").failed(2, "limit the latency instead")
+    edge("adapt", bundle, "--data", images, "--energy-mj", "-3").failed(2, "energy_mj")
 
 
 def test_adapt_says_where_images_tell_little(edge: Any, bundle: Path, tmp_path: Path) -> None:

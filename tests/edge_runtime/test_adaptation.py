@@ -265,7 +265,7 @@ def pick(finalists: list[Score], current: str, compare: Any, budget: Budget, **t
         finalists,
         current=SPACE.parse(current),
         budget=budget,
-        full_latency_ms=12.0,
+        limit_ms=budget.limit_ms(12.0),
         bound_ms=bounds.__getitem__,
         compare=compare,
         **trusted,

@@ -123,7 +123,7 @@ def test_a_budget_that_cannot_be_meant_is_refused(text):
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True, "33", 10**400, None])
-@pytest.mark.parametrize("field", ["latency_ms", "memory_mib", "fraction"])
+@pytest.mark.parametrize("field", ["latency_ms", "memory_mib", "fraction", "energy_mj"])
 def test_a_limit_is_a_finite_number_above_zero(field, value):
     if value is None:
         assert Budget(**{field: value}) == Budget()
@@ -143,8 +143,12 @@ def test_limits_in_the_units_they_are_compared_in():
     assert Budget(memory_mib=2).limit_ms(50) == math.inf
     assert Budget(memory_mib=2).memory_bytes == 2 * 1024 * 1024
     assert Budget().memory_bytes == math.inf
-    assert [str(Budget(latency_ms=33, memory_mib=300)), str(Budget(fraction=0.6)), str(Budget())] == [
-        "33 ms, 300 MiB",
+    assert Budget(energy_mj=60).limit_ms(50, 120) == 25
+    assert Budget(energy_mj=60).limit_ms(50) == math.inf
+    assert Budget(latency_ms=20, energy_mj=60).limit_ms(50, 120) == 20
+    assert Budget(fraction=0.6, energy_mj=60).limit_ms(50, 120) == 25
+    assert [str(Budget(latency_ms=33, memory_mib=300, energy_mj=7.5)), str(Budget(fraction=0.6)), str(Budget())] == [
+        "33 ms, 300 MiB, 7.5 mJ",
         "60% of the full subnet",
         "no limit",
     ]

@@ -28,7 +28,8 @@ __all__ = ["RANDOM_SUBNETS", "REFERENCE", "Draws", "Setting", "code_digest"]
 REFERENCE = "reference"
 
 BENCH, RUNTIME = Path(__file__).resolve().parent, Path(edge_runtime.__file__).resolve().parent
-DECIDING = ("additive", "evaluate", "gates", "objectives", "quality", "search", "seeds", "surrogate")
+DECIDING = ("additive", "evaluate", "gates", "quality", "search", "seeds", "surrogate")
+ROOMS = ("adaptation", "objectives")
 SEARCHES = ("answers", "blocks", "draws", "nsga", "ours", "rivals", "trial")
 """Files that decide what a search finds; what they found before they were changed is not used."""
 
@@ -74,7 +75,8 @@ class _Search:
 
 def code_digest(*more: str) -> str:
     """Of what decides what a search finds; `more` are further files of the benches, without the ending."""
-    sources = [*sorted((RUNTIME / "adaptation").glob("*.py")), *(RUNTIME / f"{name}.py" for name in DECIDING)]
+    sources = [path for room in ROOMS for path in sorted((RUNTIME / room).glob("*.py"))]
+    sources += [RUNTIME / f"{name}.py" for name in DECIDING]
     sources += [BENCH / f"{name}.py" for name in (*(f"search_{name}" for name in SEARCHES), *more)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 
