@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.backends.base import Session
+from edge_runtime.backends.base import Array, Session, SessionParts
+from edge_runtime.backends.features import FeatureCache, Features
 from edge_runtime.bundle import Preprocessing
 from edge_runtime.errors import BackendError, InputError
 from edge_runtime.gates import Gates
@@ -48,6 +49,7 @@ class Evaluator:
         labels: npt.NDArray[np.int64] | None = None,
         batch_size: int = 32,
         known: Mapping[Gates, Sequence[float]] | None = None,
+        features: FeatureCache | None = None,
     ) -> None:
         """Take images uint8 [n, H, W, 3] at the model's input size; nothing runs yet.
 
@@ -59,6 +61,7 @@ class Evaluator:
             labels: Class index of each image, int64 [n]; None evaluates by agreement with the full subnet.
             batch_size: Images per run; larger is faster up to about 64, smaller leaves the processor sooner.
             known: What `known` gave for the first of these very images; not run again.
+            features: Where beginnings that subnets share are kept, so that they run once; None runs each subnet whole.
         """
         if images.ndim != 4 or not len(images):
             raise InputError(f"images to evaluate on have the shape [n, H, W, 3], got {list(images.shape)}")
@@ -68,6 +71,8 @@ class Evaluator:
         self._preprocessing = preprocessing
         self._labels = None if labels is None else check_labels(labels, len(images))
         self._batch_size = batch_size
+        self._features = features
+        self._parts: SessionParts | None = None
         self._input = session.inputs[0].name
         self._output = session.outputs[0].name
         self._reference: list[Values] = []
@@ -187,10 +192,22 @@ class Evaluator:
 
     def _run(self, gates: Gates, start: int, stop: int) -> Values:
         batch = np.stack([normalise(image, self._preprocessing) for image in self._images[start:stop]])
-        logits = self._session.run({self._input: batch}, gates)[self._output]
+        features = None if self._features is None else self._features.of(start, stop)
+        logits = self._outputs({self._input: batch}, gates, features)[self._output]
         if logits.ndim != 2 or len(logits) != stop - start:
             raise BackendError(f"output {self._output!r} has the shape {list(logits.shape)} for {stop - start} images")
         return probabilities(logits)
+
+    def _outputs(self, inputs: Mapping[str, Array], gates: Gates, features: Features | None) -> Mapping[str, Array]:
+        """The full subnet runs whole: it has a quicker form, and is asked for once."""
+        if features is None or gates == self._default:
+            return self._session.run(inputs, gates)
+        if self._parts is None:
+            self._parts = self._session.in_parts()
+            if self._parts is None:
+                self._features = None
+                return self._session.run(inputs, gates)
+        return self._parts.run(inputs, gates, features)
 
     def _value(self, shares: Values, start: int, stop: int) -> Values:
         if self._labels is not None:

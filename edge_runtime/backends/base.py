@@ -22,12 +22,15 @@ from edge_runtime.gates import Gates, GateSpace
 
 __all__ = [
     "Array",
+    "Beginning",
     "DamagedError",
     "KernelProfile",
     "Kernels",
     "RefusedError",
     "Session",
     "SessionOptions",
+    "SessionParts",
+    "SharedFeatures",
     "check_gates",
     "check_inputs",
     "random_inputs",
@@ -35,6 +38,9 @@ __all__ = [
 ]
 
 Array: TypeAlias = npt.NDArray[Any]
+
+Beginning: TypeAlias = tuple[int, ...]
+"""Where a beginning ends, and the decisions in it: the same for all subnets that have it."""
 
 MAX_THREADS = 1024
 
@@ -117,8 +123,34 @@ class Session(Protocol):
             GateError: The gates belong to another space.
         """
 
+    def in_parts(self) -> SessionParts | None:
+        """The same graph in parts, for subnets that share beginnings; None where it cannot be cut, or not now."""
+
     def close(self) -> None:
         """Give the memory back. Runs that have begun finish; later ones raise `BackendError`. Twice is fine."""
+
+
+class SharedFeatures(Protocol):
+    """What beginnings of subnets came to on one batch; whoever keeps them decides for how long."""
+
+    def get(self, beginning: Beginning) -> Array | None:
+        """What a beginning came to, None where it is not known any more. Nobody changes it."""
+
+    def put(self, beginning: Beginning, value: Array) -> None:
+        """Keep what a beginning came to."""
+
+
+class SessionParts(Protocol):
+    """A loaded graph in parts; the memory of its sessions goes when it does. Not thread-safe."""
+
+    def run(self, inputs: Mapping[str, Array], gates: Gates, features: SharedFeatures) -> dict[str, Array]:
+        """As `Session.run` with the same result, but what `features` knows of this batch is not computed again.
+
+        Args:
+            inputs: Every input by name, in the dtype and shape of the session's `inputs`.
+            gates: The subnet to run.
+            features: Of exactly these inputs; what is computed is put there.
+        """
 
 
 class RefusedError(BackendError):

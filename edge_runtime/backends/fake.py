@@ -80,6 +80,9 @@ class FakeSession:
             check_gates(self._space, gates)
         return nullcontext()
 
+    def in_parts(self) -> None:
+        """There is nothing to cut; see `Session.in_parts`."""
+
     def close(self) -> None:
         """See `Session.close`."""
         self._closed = True

@@ -13,17 +13,22 @@ from edge_runtime.adaptation.checkpoint import Checkpoints, search_key
 from edge_runtime.adaptation.keeper import Keeper
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends.base import Session
+from edge_runtime.backends.features import FeatureCache
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, UsageError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame, normalise
 from edge_runtime.measure import Clock, LatencyModel, heeding
+from edge_runtime.objectives import Budget
 
 __all__ = ["Check", "Jobs", "Labels", "images_alike"]
 
 Labels = npt.NDArray[np.int64]
 Check = Callable[[], None]
+
+MOST_FEATURE_BYTES = 32 << 20
+"""What features that subnets share may take: those of some beginnings on two batches of 32 images at 112 px."""
 
 ALIKE_LEVELS = 1.5
 """Standard deviation over the images, in grey levels of 256, below which they show one and the same thing."""
@@ -90,7 +95,7 @@ class Jobs:
         key = search_key(images, labels, plan, batch_size)
         keeper = Keeper(self._checkpoints, key, self._checkpoints.read(self._manifest.space), check)
         shuffled = None if labels is None else labels[order]
-        evaluator = self._evaluator(images[order], shuffled, batch_size, keeper.values)
+        evaluator = self._evaluator(images[order], shuffled, batch_size, keeper.values, plan.budget)
         one = {self._session.inputs[0].name: normalise(images[order[0]], self._manifest.preprocessing)[None]}
         return AdaptJob(
             finals=Finals(self._session, one, seed=plan.seed, rail=rail, clock_ns=heeding(self._clock_ns, check)),
@@ -104,7 +109,12 @@ class Jobs:
         )
 
     def _evaluator(
-        self, images: Frame, labels: Labels | None, batch_size: int, known: Mapping[Gates, Sequence[float]]
+        self,
+        images: Frame,
+        labels: Labels | None,
+        batch_size: int,
+        known: Mapping[Gates, Sequence[float]],
+        budget: Budget,
     ) -> Evaluator:
         return Evaluator(
             self._session,
@@ -114,7 +124,15 @@ class Jobs:
             labels=labels,
             batch_size=batch_size,
             known=known,
+            features=FeatureCache(_feature_bytes(budget)),
         )
+
+
+def _feature_bytes(budget: Budget) -> int:
+    """What shared features may take: at most half of what the process has left of a memory budget."""
+    peak = sense.process_memory().peak_bytes
+    left = budget.memory_bytes - (0 if isinstance(peak, sense.Unknown) else peak)
+    return int(max(0.0, min(MOST_FEATURE_BYTES, left / 2)))
 
 
 def _rail(plan: AdaptPlan) -> sense.Rail | None:

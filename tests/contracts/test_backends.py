@@ -16,6 +16,7 @@ import pytest
 from edge_runtime.backends import Session, SessionOptions, compile_bundle, open_session
 from edge_runtime.backends.base import Array, random_inputs
 from edge_runtime.backends.fake import FakeSession
+from edge_runtime.backends.features import FeatureCache
 from edge_runtime.backends.onnx.compile import read_modules, read_record
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.bundle import Bundle
@@ -173,6 +174,19 @@ def test_a_closed_session_says_so_however_often_it_is_closed(net: Net, session: 
     session.close()
     with pytest.raises(BackendError, match="closed"):
         session.run(image(), net.space.default)
+
+
+def test_in_parts_it_answers_as_whole_or_says_that_it_cannot(net: Net, session: Session, folder: Path) -> None:
+    parts, cache = session.in_parts(), FeatureCache(1 << 20)
+    if parts is None:
+        assert not isinstance(session, CompiledSession) or net.space.groups[0].kind != "choice"
+        return
+    gated = CompiledSession(folder, net.bundle.manifest, SessionOptions(threads=1), form="crossing", specialises=False)
+    for gates in net.subnets:
+        if not gates.is_default:  # which has a form of its own
+            found = parts.run(image(2), gates, cache.of(0, 2))["logits"]
+            np.testing.assert_array_equal(found, gated.run(image(2), gates)["logits"])
+    gated.close()
 
 
 @pytest.mark.parametrize("session", ["portable", "compiled", "specialised"], indirect=True)

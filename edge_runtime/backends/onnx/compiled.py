@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edge_runtime.backends.base import (
     Array,
     SessionOptions,
@@ -23,9 +25,11 @@ from edge_runtime.backends.base import (
     check_inputs,
     random_inputs,
 )
+from edge_runtime.backends.features import FeatureCache
 from edge_runtime.backends.onnx.heap import give_back_freed
 from edge_runtime.backends.onnx.latest import Latest
 from edge_runtime.backends.onnx.modules import ModuleInput
+from edge_runtime.backends.onnx.parts import PreparedParts, open_parts
 from edge_runtime.backends.onnx.prepare import outputs_agree
 from edge_runtime.backends.onnx.prepared import PreparedGraph
 from edge_runtime.backends.onnx.session import foreign_errors
@@ -86,7 +90,7 @@ class CompiledSession:
         """Specialised sessions that stay when none is held, at least 1: as many as their memory allows."""
         self.specialises = specialises
         """Whether sessions of single subnets are made."""
-        self._space = manifest.space
+        self._manifest, self._space = manifest, manifest.space
         self._output_names = [spec.name for spec in manifest.outputs]
         self._graph: PreparedGraph | None = PreparedGraph(folder, manifest, options, modules)
         self._special: OrderedDict[Gates, Any] = OrderedDict()
@@ -149,6 +153,25 @@ class CompiledSession:
                 self._held.subtract(subnets)
                 self._held = +self._held
             self._trim()
+
+    def in_parts(self) -> PreparedParts | None:
+        """Parts that answered as the gated session in a run of each; see `Session.in_parts`."""
+        with self._making:  # it reads the graph that single subnets are made of
+            graph = self._open_graph()
+            try:
+                parts = open_parts(graph, self._manifest, self._open_graph)
+                if parts is None or not self._answers_alike(graph, parts):
+                    return None
+            except BackendError:  # the gated session answers
+                return None
+        return parts
+
+    def _answers_alike(self, graph: PreparedGraph, parts: PreparedParts) -> bool:
+        """Compare a subnet whose every decision is really made, bit by bit."""
+        inputs, gates = random_inputs(self.inputs, seed=0), self._space.default
+        found = parts.run(inputs, gates, FeatureCache(0).of(0, 1))
+        wanted = graph.gated.run(self._output_names, graph.feeds(inputs, gates, whole=False))
+        return all(np.array_equal(one, other) for one, other in zip(wanted, found.values(), strict=True))
 
     def close(self) -> None:
         """Drop all native sessions; see `Session.close`."""

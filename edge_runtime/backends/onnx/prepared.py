@@ -18,6 +18,7 @@ import numpy as np
 from edge_runtime.backends.base import Array, SessionOptions
 from edge_runtime.backends.onnx.modules import ModuleInput, ModuleWeights, read_tensor
 from edge_runtime.backends.onnx.passes.decisions import Decisions
+from edge_runtime.backends.onnx.passes.parts import Part
 from edge_runtime.backends.onnx.session import WEIGHTS_FILE, check_signature, create_prepared, foreign_errors
 from edge_runtime.bundle import Manifest, TensorSpec
 from edge_runtime.gates import Gates
@@ -106,6 +107,20 @@ class PreparedGraph:
             optimised=self._weights is None,
             profile_prefix=profile_prefix,
         )
+
+    def parts(self) -> tuple[list[Part], Decisions] | None:
+        """The gated graph cut in two or more, and how its decisions are fed; None where it has no place for a cut."""
+        from edge_runtime.backends.onnx.passes import cut_in_parts
+
+        if self._decisions is None or self._takes_gates or self._weights is not None:
+            return None
+        parts = cut_in_parts(self._read_model(), self._decisions)
+        return (parts, self._decisions) if len(parts) > 1 else None
+
+    def open_part(self, part: Part) -> Any:
+        """A native session of a part. Raises `BackendError`."""
+        content = bytes(part.model.SerializeToString())
+        return create_prepared(content, self._options, folder=self._folder, one_chunk=self._small)
 
     def decisions(self) -> dict[str, int]:
         """The group that each node of a subnet alone belongs to, by node name; see `decisions_of`."""

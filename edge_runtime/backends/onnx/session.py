@@ -66,6 +66,9 @@ class PortableSession:
             check_gates(self._space, gates)
         return nullcontext()
 
+    def in_parts(self) -> None:
+        """Only what was prepared on this machine is cut; see `Session.in_parts`."""
+
     def close(self) -> None:
         """Drop the native session; see `Session.close`."""
         self._native = None

@@ -5,12 +5,15 @@ from edge_runtime.backends.onnx.passes.decisions import Decisions, decide_outsid
 from edge_runtime.backends.onnx.passes.inline import inline_gates
 from edge_runtime.backends.onnx.passes.lift import Lifted, lift_switched
 from edge_runtime.backends.onnx.passes.names import decisions_of, make_names_unique
+from edge_runtime.backends.onnx.passes.parts import Part, cut_in_parts
 from edge_runtime.backends.onnx.passes.whole import run_default_whole
 
 __all__ = [
     "CrossingReport",
     "Decisions",
     "Lifted",
+    "Part",
+    "cut_in_parts",
     "decide_outside",
     "decisions_of",
     "inline_gates",

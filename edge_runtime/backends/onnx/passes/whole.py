@@ -18,7 +18,7 @@ from edge_runtime.backends.onnx.passes.inline import inline_gates
 from edge_runtime.backends.onnx.passes.names import branches_of, copied
 from edge_runtime.errors import BackendError
 
-__all__ = ["run_default_whole"]
+__all__ = ["reads", "run_default_whole"]
 
 _WHOLE, _PARTS = "~whole", "~parts"
 
@@ -60,7 +60,7 @@ def _between(graph: Any, first_name: str) -> _Part:
     first = next(number for number, node in enumerate(nodes) if node.name == first_name)
     last = max(number for number, node in enumerate(nodes) if node.op_type == "If")
     inner, after = nodes[first : last + 1], nodes[last + 1 :]
-    wanted = {name for node in after for name in _reads(node)} | {value.name for value in graph.output}
+    wanted = {name for node in after for name in reads(node)} | {value.name for value in graph.output}
     given = tuple(name for node in inner for name in node.output if name in wanted)
     return _Part(tuple(nodes[:first]), tuple(inner), tuple(after), given)
 
@@ -101,8 +101,8 @@ def _end_without_copies(graph: Any) -> None:
 
 def _take_tensors(graph: Any, branch: Any, outside: Sequence[Any]) -> None:
     """Move into a branch what only it reads: what comes from outside costs time on every level that hands it on."""
-    read = {name for node in outside for name in _reads(node)} | {value.name for value in graph.output}
-    inside = {name for node in branch.node for name in _reads(node)} - read
+    read = {name for node in outside for name in reads(node)} | {value.name for value in graph.output}
+    inside = {name for node in branch.node for name in reads(node)} - read
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     branch.initializer.extend(tensor for tensor in graph.initializer if tensor.name in inside)
     del graph.initializer[:]
@@ -130,9 +130,10 @@ def _rename_nodes(nodes: Sequence[Any], renamed: dict[str, str]) -> None:
                 value.name = renamed.get(value.name, value.name)
 
 
-def _reads(node: Any) -> Iterator[str]:
+def reads(node: Any) -> Iterator[str]:
+    """Every name that a node and those below it read, and what their branches give."""
     yield from node.input
     for branch in branches_of(node):
         yield from (value.name for value in branch.output)
         for inner in branch.node:
-            yield from _reads(inner)
+            yield from reads(inner)
