@@ -56,7 +56,7 @@ class EvolutionSearch:
         most_damage: float = math.inf,
         seeds: Sequence[Gates] = (),
         population: int = 24,
-        generations: int = 8,
+        generations: int = 5,
         seed: int = 0,
     ) -> None:
         self._space = space
