@@ -119,6 +119,10 @@ class Evaluator:
         kept = self._values.get(gates, np.empty(0))
         return 2 * kept - self.values(gates) if self.labelled else kept
 
+    def stop_sharing(self) -> None:
+        """Run each subnet whole from now on, and give back the memory that sharing took."""
+        self._features = self._parts = None
+
     def known(self) -> dict[Gates, tuple[float, ...]]:
         """All that is kept of each image, what was not taken up yet too: with labels `graded` values, else `values`.
 

@@ -86,6 +86,7 @@ class AdaptJob:
         Raises:
             BudgetError: No subnet meets the budget; names the fastest one and its measured latency.
             BackendError: A run failed.
+            ResourceError: The power rail that the budget needs gave no reading.
         """
         slices = self._slices()
         while True:
@@ -120,7 +121,10 @@ class AdaptJob:
         )
         yield
         self.phase = "search"
-        yield from self._shortlist.steps()
+        try:
+            yield from self._shortlist.steps()
+        finally:  # finalists are measured without what sharing holds; a search that ended early holds nothing
+            self.evaluator.stop_sharing()
         self.phase = "measure"
         # How varied the images are is judged on the same ones, whether subnets ran here or before a restart.
         yield from self._shortlist.evaluate([self._full], self._shortlist.goal)
@@ -198,7 +202,7 @@ class AdaptJob:
             self._measured(),
             current=self._current,
             budget=self._plan.budget,
-            limit_ms=self._limit_ms(),
+            limit_ms=self._plan.budget.limit_ms(self._finals.expected_p95_ms(self._full)),
             bound_ms=bound_ms,
             energy_mj=self._finals.energy_mj,
             compare=self.evaluator.compare,
@@ -225,26 +229,40 @@ class AdaptJob:
                 fastest=gates,
                 latency_ms=p95_ms,
             )
-        energy_mj, room = self._finals.energy_mj(quickest.gates), 1 - self._plan.headroom
-        takes = "" if energy_mj is None else f" and takes {energy_mj:.1f} mJ"
-        more = "" if energy_mj is None else f" and {energy_mj / room:.1f} mJ"
+        if p95_ms <= budget.limit_ms(self._finals.expected_p95_ms(self._full)) and budget.energy_mj is not None:
+            return self._too_hungry(scores, budget.energy_mj)
         return BudgetError(
-            f"no subnet meets the budget of {budget}: "
-            f"the fastest, {gates}, has a measured p95 of {p95_ms:.2f} ms{takes}",
-            hint=f"allow at least {p95_ms / room:.2f} ms{more}, or use more threads",
+            f"no subnet meets the budget of {budget}: the fastest, {gates}, has a measured p95 of {p95_ms:.2f} ms",
+            hint=f"allow at least {p95_ms / (1 - self._plan.headroom):.2f} ms, or use more threads",
             fastest=gates,
             latency_ms=p95_ms,
         )
 
+    def _too_hungry(self, scores: list[Score], most_mj: float) -> BudgetError:
+        least_mj, score = min(
+            ((self._finals.energy_mj(score.gates) or most_mj, score) for score in scores), key=lambda pair: pair[0]
+        )
+        return BudgetError(
+            f"no subnet meets the budget of {most_mj:g} mJ: the thriftiest, {score.gates}, takes {least_mj:.1f} mJ",
+            hint=f"allow at least {least_mj / (1 - self._plan.headroom):.1f} mJ",
+            fastest=str(score.gates),
+            latency_ms=score.latency_ms,
+        )
+
     def _outcome(self, choice: Choice) -> AdaptResult:
+        full_ms, full_mj = self._finals.expected_p95_ms(self._full), self._full_energy_mj()
+        if full_mj is not None and self._plan.budget.energy_mj is not None:
+            # What was measured to keep the energy must keep the time that stands for it in the loop, too.
+            longest_ms = max(self._finals.bound_ms(choice.score.gates, self._plan.headroom), choice.score.latency_ms)
+            full_mj = min(full_mj, self._plan.budget.energy_mj * full_ms / longest_ms)
         return outcome(
             choice,
             self._shortlist,
             self._finals,
             cost=self._cost,
             trust=self._trust,
-            limit_ms=self._limit_ms(),
-            full_latency_ms=self._finals.expected_p95_ms(self._full),
-            full_energy_mj=self._full_energy_mj(),
+            limit_ms=self._plan.budget.limit_ms(full_ms, full_mj),
+            full_latency_ms=full_ms,
+            full_energy_mj=full_mj,
             cut=self._cut,
         )

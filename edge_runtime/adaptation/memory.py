@@ -60,7 +60,7 @@ class Memory:
     def start(self, budget: Budget | None) -> tuple[Gates, str] | None:
         """The subnet to start with under a budget, and why; None where nothing is remembered that helps.
 
-        None as the budget takes up the last adaptation as it was; a budget without a latency limit asks for the full
+        None as the budget takes up the last adaptation as it was; a budget that limits no time asks for the full
         subnet.
         """
         if self.active is None or self.frontier is None:

@@ -229,5 +229,5 @@ class Shortlist:
 
 
 def _beginnings(gates: Gates) -> tuple[int, ...]:
-    """Puts subnets with the same beginning beside each other."""
+    """Puts subnets with the same beginning beside each other; where time ends within a generation, the last fall."""
     return gates.vector()

@@ -15,7 +15,7 @@ from edge_runtime.sense.power import Rail
 __all__ = ["mean_power_w"]
 
 SETTLE_SECONDS = 0.1
-"""A sensor gives the mean of some tens of milliseconds: what it says so soon is of what ran before."""
+"""A sensor that averages gives the mean of some tens of milliseconds: what it says so soon is of what ran before."""
 
 
 def mean_power_w(
@@ -28,6 +28,8 @@ def mean_power_w(
     clock_ns: Clock,
 ) -> float:
     """Mean power of the whole board while a subnet runs without a pause, watts; whatever else runs is in it.
+
+    The rail is read between runs: a sensor that does not average sees the board in a gap there, and reads too low.
 
     Args:
         session: The session that really serves frames.

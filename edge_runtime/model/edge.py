@@ -23,7 +23,7 @@ from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, chec
 from edge_runtime.measure import Clock, LatencyModel
 from edge_runtime.model.compile import open_quickest
 from edge_runtime.model.guard import Answer, OutputGuard
-from edge_runtime.model.jobs import Labels
+from edge_runtime.model.jobs import Labels, rail_for
 from edge_runtime.model.loop import Loop
 from edge_runtime.model.meter import FrameMeter
 from edge_runtime.model.records import Prediction, Stats
@@ -142,10 +142,12 @@ class EdgeModel:
             BackendError: onnxruntime is missing or lacks a provider.
             StateError: `state_dir` was named and cannot be written.
             ProfileError: The profile is unknown or invalid.
-            UsageError: Another argument cannot be meant.
+            UsageError: Another argument cannot be meant, or the budget limits the energy and there is no power rail.
         """
         if budget is not None and not isinstance(budget, Budget):
             raise UsageError(f"budget is {type(budget).__name__}", hint="write Budget(latency_ms=33)")
+        if budget is not None:
+            rail_for(budget)
         state = StateDir.open(state_dir)
         bundle = Bundle.read(path)
         chosen = _profile(profile)
@@ -300,10 +302,12 @@ class EdgeModel:
 
         Raises:
             InputError: Samples or labels that cannot be used, or nothing to wait for.
+            UsageError: The budget limits the energy, and this machine shows no power rail.
             BudgetError: Waited for, and no subnet meets the budget; names the fastest one and its measured latency.
         """
         self._check_open()
         if budget is not None:
+            rail_for(budget)
             self._loop.set_budget(budget)
         if samples is None and labels is not None:
             raise InputError("labels were given without their images", hint="give samples too")

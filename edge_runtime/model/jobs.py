@@ -22,13 +22,16 @@ from edge_runtime.inputs import Frame, normalise
 from edge_runtime.measure import Clock, LatencyModel, heeding
 from edge_runtime.objectives import Budget
 
-__all__ = ["Check", "Jobs", "Labels", "images_alike"]
+__all__ = ["MOST_FEATURE_BYTES", "Check", "Jobs", "Labels", "images_alike", "rail_for"]
 
 Labels = npt.NDArray[np.int64]
 Check = Callable[[], None]
 
 MOST_FEATURE_BYTES = 32 << 20
 """What features that subnets share may take: those of some beginnings on two batches of 32 images at 112 px."""
+
+LEAST_FREE_BYTES = 512 << 20
+"""Free memory from which beginnings are shared: a MobileNetV2 at 112 px takes 170 MiB more so, in batches of 32."""
 
 ALIKE_LEVELS = 1.5
 """Standard deviation over the images, in grey levels of 256, below which they show one and the same thing."""
@@ -86,7 +89,7 @@ class Jobs:
             InputError: The images are all but the same.
             UsageError: The budget limits the energy, and this machine shows no power rail.
         """
-        rail = _rail(plan)
+        rail = rail_for(plan.budget)
         if images_alike(images):
             raise InputError(
                 f"the {len(images)} images are all but the same", hint="give images of different scenes to adapt to"
@@ -124,25 +127,25 @@ class Jobs:
             labels=labels,
             batch_size=batch_size,
             known=known,
-            features=FeatureCache(_feature_bytes(budget)),
+            features=_features(budget),
         )
 
 
-def _feature_bytes(budget: Budget) -> int:
-    """What shared features may take: at most half of what the process has left of a memory budget."""
-    peak = sense.process_memory().peak_bytes
-    left = budget.memory_bytes - (0 if isinstance(peak, sense.Unknown) else peak)
-    return int(max(0.0, min(MOST_FEATURE_BYTES, left / 2)))
+def _features(budget: Budget) -> FeatureCache | None:
+    """Where shared features go. None where memory is short or limited: beside them the parts take some of their own."""
+    free = sense.memory_available_bytes()
+    short = not isinstance(free, sense.Unknown) and free < LEAST_FREE_BYTES
+    return None if short or budget.memory_mib is not None else FeatureCache(MOST_FEATURE_BYTES)
 
 
-def _rail(plan: AdaptPlan) -> sense.Rail | None:
-    """Where power is read; None where the budget does not ask for it."""
-    if plan.budget.energy_mj is None:
+def rail_for(budget: Budget) -> sense.Rail | None:
+    """Where power is read; None where the budget does not ask for it. `UsageError` where it asks and there is none."""
+    if budget.energy_mj is None:
         return None
     rail = sense.find_rail()
     if isinstance(rail, sense.Unknown):
         raise UsageError(
-            f"a limit of {plan.budget.energy_mj:g} mJ needs the power of the board: {rail.reason}",
+            f"a limit of {budget.energy_mj:g} mJ needs the power of the board: {rail.reason}",
             hint="limit the latency instead: energy is power times time",
         )
     return rail

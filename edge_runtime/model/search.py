@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptStatus
+from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, AdaptStatus
 from edge_runtime.adaptation.background import BackgroundJob, Stop, StoppedError
 from edge_runtime.adaptation.checkpoint import Checkpoints
 from edge_runtime.adaptation.control import Control
@@ -197,7 +197,7 @@ class Searches:
         measured = tuple(c.score for c in result.candidates if c.score.measured)
         self._control.learn(result.frontier, measured)
         self.memory = Memory(
-            self._table(), chosen, result.frontier, result.full_latency_ms, budget, result.full_energy_mj
+            self._table(), chosen, result.frontier, result.full_latency_ms, budget, self._full_energy_mj(result)
         )
         self._active.swap(chosen.gates, f"adapted: {result.choice.reason}")
         self._keep()
@@ -221,6 +221,15 @@ class Searches:
             variety=job.evaluator.variety,
         )
         return self.status
+
+    def _full_energy_mj(self, result: AdaptResult) -> float | None:
+        """As measured in this search; else that of an earlier one at its power, in the time of this one."""
+        memory = self.memory
+        if result.full_energy_mj is not None or memory is None:
+            return result.full_energy_mj
+        if memory.full_energy_mj is None or memory.full_latency_ms is None:
+            return None
+        return memory.full_energy_mj * result.full_latency_ms / memory.full_latency_ms
 
     def _fail(self, error: EdgeError) -> None:
         """Remember why the search in the background ended without a result."""

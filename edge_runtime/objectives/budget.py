@@ -65,7 +65,7 @@ class Budget:
 
     @property
     def limits_time(self) -> bool:
-        """Whether any limit asks for less time than the full subnet takes."""
+        """Whether any limit is one on the time, as that on the energy is."""
         return any(limit is not None for limit in (self.latency_ms, self.fraction, self.energy_mj))
 
     @property

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_runtime import sense
 from edge_runtime.backends import Session, SessionOptions, compile_bundle, open_compiled, open_session
 from edge_runtime.backends.features import FeatureCache
 from edge_runtime.backends.onnx.parts import PreparedParts, open_parts
@@ -22,7 +23,7 @@ from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, GateError, InputError, UsageError
 from edge_runtime.evaluate import Evaluator
 from edge_runtime.gates import GateGroup, GateSpace
-from edge_runtime.model import jobs
+from edge_runtime.model import EdgeModel, jobs
 from edge_runtime.objectives import Budget
 from edge_runtime.seeds import random_gates
 from tests.support.modular import modular_bundle
@@ -97,10 +98,41 @@ def test_memory_below_zero_cannot_be_meant() -> None:
         FeatureCache(-1)
 
 
-def test_features_take_half_of_what_is_left_of_a_memory_budget() -> None:
-    assert jobs._feature_bytes(Budget()) == jobs.MOST_FEATURE_BYTES
-    assert jobs._feature_bytes(Budget(memory_mib=1.0)) == 0
-    assert jobs._feature_bytes(Budget(memory_mib=1e6)) == jobs.MOST_FEATURE_BYTES
+def test_nothing_is_shared_where_memory_is_short_or_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    for free, budget, shares in (
+        (jobs.LEAST_FREE_BYTES, Budget(latency_ms=3.0), True),
+        (sense.Unknown("no /proc"), Budget(), True),
+        (jobs.LEAST_FREE_BYTES - 1, Budget(), False),
+        (1 << 40, Budget(memory_mib=1e6), False),
+    ):
+        monkeypatch.setattr(sense, "memory_available_bytes", lambda free=free: free)
+        features = jobs._features(budget)
+        assert (features is not None) == shares
+        assert features is None or features.max_bytes == jobs.MOST_FEATURE_BYTES
+
+
+def test_a_search_of_a_model_shares_until_finalists_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, run = [], PreparedParts.run
+
+    def counted(self: PreparedParts, inputs: Any, gates: Any, features: Any) -> Any:
+        asked.append(gates)
+        return run(self, inputs, gates, features)
+
+    monkeypatch.setattr(PreparedParts, "run", counted)
+    tiny_bundle(tmp_path / "tiny.nnf")
+    images = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)
+    with EdgeModel.load(tmp_path / "tiny.nnf", state_dir=tmp_path / "state", threads=1) as model:
+        jobs_made, make = [], model._searches._jobs.make
+        monkeypatch.setattr(
+            model._searches._jobs, "make", lambda *a, **k: jobs_made.append(make(*a, **k)) or jobs_made[-1]
+        )
+        model.adapt(images, budget=Budget(latency_ms=1000.0), wait=True)
+        assert len(set(asked)) > 3
+        evaluator = jobs_made[0].evaluator
+        assert evaluator._parts is None
+        assert evaluator._features is None
 
 
 # ---- the parts

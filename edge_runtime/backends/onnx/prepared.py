@@ -120,7 +120,7 @@ class PreparedGraph:
     def open_part(self, part: Part) -> Any:
         """A native session of a part. Raises `BackendError`."""
         content = bytes(part.model.SerializeToString())
-        return create_prepared(content, self._options, folder=self._folder, one_chunk=self._small)
+        return create_prepared(content, self._options, folder=self._folder, one_chunk=False, keeps_memory=False)
 
     def decisions(self) -> dict[str, int]:
         """The group that each node of a subnet alone belongs to, by node name; see `decisions_of`."""

@@ -144,15 +144,18 @@ def create_prepared(
     profile_prefix: Path | None = None,
     optimised: bool = True,
     one_chunk: bool = True,
+    keeps_memory: bool = True,
 ) -> Any:
     """A session of a graph of ours, its tensors mapped from beside it, or of one that is bytes from `folder`.
 
     One that was `optimised` before is taken as it is; others are optimised here, which copies their weights. Without
-    `one_chunk` activations are allocated one by one, instead of at once for each graph that is entered.
+    `one_chunk` activations are allocated one by one, instead of at once for each graph that is entered. Without
+    `keeps_memory` they are given back when they are not needed any more, and not kept for the next run.
     """
     runtime = import_onnxruntime()
     settings = _native_options(runtime, options)
     settings.enable_mem_pattern = one_chunk
+    settings.enable_cpu_mem_arena = keeps_memory
     if optimised:
         settings.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile_prefix is not None:
