@@ -11,6 +11,7 @@ from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends.base import Array, Session
 from edge_runtime.gates import Gates
 from edge_runtime.measure import Clock, mean_power_w, measure
+from edge_runtime.measure.power import SETTLE_SECONDS
 from edge_runtime.objectives import Measurement, pooled_tail
 from edge_runtime.sense import Rail
 
@@ -28,6 +29,9 @@ SLICE_MS = 400.0
 
 POWER_SECONDS, POWER_ROUNDS = 0.2, 2
 """How long the power of a subnet is read at once, and how often: a sensor is slower than a run."""
+
+SECONDS_OF_POWER = POWER_ROUNDS * (SETTLE_SECONDS + POWER_SECONDS)
+"""What that takes for one subnet."""
 
 
 class Finals:

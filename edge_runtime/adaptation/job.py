@@ -251,17 +251,13 @@ class AdaptJob:
 
     def _outcome(self, choice: Choice) -> AdaptResult:
         full_ms, full_mj = self._finals.expected_p95_ms(self._full), self._full_energy_mj()
-        if full_mj is not None and self._plan.budget.energy_mj is not None:
-            # What was measured to keep the energy must keep the time that stands for it in the loop, too.
-            longest_ms = max(self._finals.bound_ms(choice.score.gates, self._plan.headroom), choice.score.latency_ms)
-            full_mj = min(full_mj, self._plan.budget.energy_mj * full_ms / longest_ms)
         return outcome(
             choice,
             self._shortlist,
             self._finals,
             cost=self._cost,
             trust=self._trust,
-            limit_ms=self._plan.budget.limit_ms(full_ms, full_mj),
+            limit_ms=max(self._plan.budget.limit_ms(full_ms, full_mj), choice.score.latency_ms),
             full_latency_ms=full_ms,
             full_energy_mj=full_mj,
             cut=self._cut,

@@ -48,13 +48,17 @@ class Memory:
     """The budget that it was adapted to."""
 
     full_energy_mj: float | None = None
-    """What the full subnet takes for a frame, millijoules; None where no power rail was read."""
+    """What the full subnet takes for a frame at the median power of what was measured, millijoules; None where no power
+    rail was read."""
 
     def limit_ms(self, budget: Budget) -> float | None:
         """The latency limit of a budget on this machine, milliseconds; None without one, or where it is not known."""
         if self.full_latency_ms is None:
             return budget.latency_ms
         limit_ms = budget.limit_ms(self.full_latency_ms, self.full_energy_mj)
+        if self.active is not None and budget == self.budget and budget.energy_mj is not None:
+            # It was measured to keep the energy, which counts for more than the time that stands for it.
+            limit_ms = min(max(limit_ms, self.active.latency_ms), budget.limit_ms(self.full_latency_ms))
         return None if math.isinf(limit_ms) else limit_ms
 
     def start(self, budget: Budget | None) -> tuple[Gates, str] | None:

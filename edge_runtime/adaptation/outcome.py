@@ -42,7 +42,8 @@ class AdaptResult:
     """The full subnet's p95: its measured median times the tail of all runs."""
 
     full_energy_mj: float | None
-    """What the full subnet takes for a frame, millijoules; None where no power rail was read."""
+    """What the full subnet takes for a frame at the median power of what was measured, millijoules; None where no power
+    rail was read."""
 
     ended_early: bool
     """Whether the time limit cut the search."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from edge_runtime.adaptation.checkpoint import Course
+from edge_runtime.adaptation.finals import SECONDS_OF_POWER
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.trust import Trust
 from edge_runtime.additive import AdditiveCost, fastest
@@ -111,10 +112,13 @@ class Shortlist:
 
     def evaluate(self, group: Sequence[Gates], count: int) -> Iterator[None]:
         """Run subnets on the first `count` images, a batch per item; those with the same beginning in turn."""
-        for gates in sorted(group, key=_beginnings):
-            while self._evaluator.seen(gates) < min(count, self._evaluator.count):
-                self._evaluator.advance(gates, count)
-                yield
+        ordered, goal = sorted(group, key=_beginnings), min(count, self._evaluator.count)
+        while waiting := [gates for gates in ordered if self._evaluator.seen(gates) < goal]:
+            least = min(self._evaluator.seen(gates) for gates in waiting)
+            for gates in waiting:  # all on one batch before the next, whose features are others
+                if self._evaluator.seen(gates) == least:
+                    self._evaluator.advance(gates, count)
+                    yield
 
     def score(self, gates: Gates) -> Score:
         """The score of a subnet on the images that it has seen, with its predicted p95."""
@@ -143,7 +147,8 @@ class Shortlist:
             scores: list[Score] = []
             asked = search.ask()
             yield  # an ask plans for a while
-            for gates in sorted(asked, key=_beginnings):
+            first = {*asked[:1], *self.course.seeds}  # what is likely best comes first, if there is little time
+            for gates in sorted(asked, key=lambda gates: (gates not in first, _beginnings(gates))):
                 late = self._late(gates, told + len(scores), deadline)
                 if late:
                     self.ended_early = True
@@ -192,6 +197,8 @@ class Shortlist:
         images = self.goal * self._last_runs() + middle
         runs_ms = (plan.finalists + 1) * share * full_ms + 2 * full_ms
         measuring = max(1.4 * plan.runs * runs_ms / 1e3, plan.measure_seconds)
+        if plan.budget.energy_mj is not None:
+            measuring += (plan.finalists + SURVIVORS) * SECONDS_OF_POWER
         return min(per_image * images + measuring, 0.8 * plan.seconds)
 
     def _images(self, stage: int) -> int:
@@ -229,5 +236,5 @@ class Shortlist:
 
 
 def _beginnings(gates: Gates) -> tuple[int, ...]:
-    """Puts subnets with the same beginning beside each other; where time ends within a generation, the last fall."""
+    """Puts subnets with the same beginning beside each other."""
     return gates.vector()

@@ -74,7 +74,8 @@ def _rails(folder: Path) -> Iterator[tuple[str, Rail]]:
         if isinstance(kind, Unknown) or kind.strip() not in CHIPS:
             continue
         for channel in CHANNELS:
-            told = read_text(chip / f"in{channel}_label"), read_text(chip / f"power{channel}_label")
+            names = (f"in{channel}_label", f"power{channel}_label", "label")  # the last one is of the chip
+            told = [read_text(chip / name) for name in names]
             label = next((text.strip() for text in told if isinstance(text, str)), "")
             files = _files(chip, channel)
             if files:

@@ -74,6 +74,12 @@ def test_a_single_channel_without_a_name_is_the_board(tmp_path: Path) -> None:
     assert (rail.name, rail.power_w()) == ("ina219", pytest.approx(4.2))
 
 
+@pytest.mark.parametrize(("label", "is_board"), [("GPU", False), ("VDD_IN", True)])
+def test_the_name_of_a_chip_counts_as_that_of_its_channel(tmp_path: Path, label: str, is_board: bool) -> None:
+    files = {f"{HWMON}/{name}": text for name, text in {**SINGLE, "label": label}.items()}
+    assert isinstance(sense.find_rail(tree(tmp_path, files)), sense.Rail) == is_board
+
+
 def test_parts_of_a_board_are_never_added_up(tmp_path: Path) -> None:
     found = sense.find_rail(ina3221(tmp_path, ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")))
     assert isinstance(found, sense.Unknown)
@@ -190,10 +196,13 @@ def test_what_keeps_the_energy_by_its_own_power_is_chosen_and_stays_in_the_loop(
     result = searched(tmp_path, Budget(energy_mj=14.5), lambda gates: 4 + 0.5 * COST(gates))
     chosen = result.choice.score
     assert (4 + 0.5 * COST(chosen.gates)) * COST(chosen.gates) <= 14.5
-    memory = Memory(scripted_table(), None, None, result.full_latency_ms, None, result.full_energy_mj)
-    limit_ms = memory.limit_ms(Budget(energy_mj=14.5))
-    assert limit_ms is not None
-    assert limit_ms >= chosen.latency_ms * 0.9999
+    budget, full_ms, full_mj = Budget(energy_mj=14.5), result.full_latency_ms, result.full_energy_mj
+    assert full_mj is not None
+    memory = Memory(scripted_table(), chosen, result.frontier, full_ms, budget, full_mj)
+    assert memory.limit_ms(budget) == max(14.5 / full_mj * full_ms, chosen.latency_ms)
+    assert result.frontier.best(memory.limit_ms(budget) or 0.0).gates == chosen.gates  # type: ignore[union-attr]
+    other = Budget(energy_mj=10.0)
+    assert memory.limit_ms(other) == pytest.approx(10.0 / full_mj * full_ms)
 
 
 def test_energy_is_power_times_the_median_and_what_the_sensor_says_first_is_left_out(tmp_path: Path) -> None:
@@ -245,10 +254,10 @@ def test_a_machine_without_a_rail_says_so_and_changes_nothing(tmp_path: Path, mo
     frames = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     tiny_bundle(tmp_path / "tiny.nnf")
     with EdgeModel.load(tmp_path / "tiny.nnf", state_dir=tmp_path / "state", threads=1) as model:
-        before = model.gates
+        before, budget = model.gates, model.budget
         with pytest.raises(UsageError, match="no power sensor"):
             model.adapt(frames, budget=Budget(energy_mj=30.0), wait=True)
-        assert model.gates == before
+        assert (model.gates, model.budget) == (before, budget)
 
 
 def test_no_rail_is_said_when_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

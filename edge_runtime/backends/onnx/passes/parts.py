@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_runtime.backends.onnx.passes.decisions import Decisions
 from edge_runtime.backends.onnx.passes.names import copied
-from edge_runtime.backends.onnx.passes.whole import reads
+from edge_runtime.backends.onnx.passes.whole import reads, rename_nodes
 
 __all__ = ["Part", "cut_in_parts"]
 
@@ -83,10 +83,9 @@ class _Flat:
             inner = next(attribute.g for attribute in node.attribute if attribute.name == "else_branch")
             self._tensors |= {tensor.name: tensor for tensor in inner.initializer}
             outer = dict(zip((value.name for value in inner.output), node.output, strict=True))
-            for each in map(copied, inner.node):
-                each.output[:] = [outer.get(name, name) for name in each.output]
-                each.input[:] = [outer.get(name, name) for name in each.input]
-                flat.append(each)
+            unfolded = [copied(each) for each in inner.node]
+            rename_nodes(unfolded, outer)
+            flat += unfolded
         return flat
 
     def _bit_names(self) -> list[str]:

@@ -18,7 +18,7 @@ from edge_runtime.backends.onnx.passes.inline import inline_gates
 from edge_runtime.backends.onnx.passes.names import branches_of, copied
 from edge_runtime.errors import BackendError
 
-__all__ = ["reads", "run_default_whole"]
+__all__ = ["reads", "rename_nodes", "run_default_whole"]
 
 _WHOLE, _PARTS = "~whole", "~parts"
 
@@ -36,7 +36,7 @@ def run_default_whole(model: Any, decisions: Decisions) -> None:
     except BackendError:
         return
     parts = helper.make_graph(part.nodes, "parts", [], _outputs(model.graph, part.given, _PARTS))
-    _rename_nodes(parts.node, {name: f"{name}{_PARTS}" for name in part.given})
+    rename_nodes(parts.node, {name: f"{name}{_PARTS}" for name in part.given})
     _take_tensors(model.graph, parts, [*part.before, *part.after])
     names = f"{decisions.name}_whole", list(part.given)
     node = helper.make_node("If", [names[0]], names[1], names[0], then_branch=whole, else_branch=parts)
@@ -85,7 +85,7 @@ def _default_path(model: Any, part: _Part, decisions: Decisions) -> Any:
         value.name = renamed[value.name]
     for node in graph.node:
         node.name += _WHOLE
-    _rename_nodes(graph.node, renamed)
+    rename_nodes(graph.node, renamed)
     return graph
 
 
@@ -96,7 +96,7 @@ def _end_without_copies(graph: Any) -> None:
         source, name = node.input[0], node.output[0]
         if source not in outputs and any(source in other.output for other in graph.node):
             graph.node.remove(node)
-            _rename_nodes(graph.node, {source: name})  # a second output of the same value copies this one
+            rename_nodes(graph.node, {source: name})  # a second output of the same value copies this one
 
 
 def _take_tensors(graph: Any, branch: Any, outside: Sequence[Any]) -> None:
@@ -120,12 +120,13 @@ def _outputs(graph: Any, names: Sequence[str], suffix: str) -> list[Any]:
     return made
 
 
-def _rename_nodes(nodes: Sequence[Any], renamed: dict[str, str]) -> None:
+def rename_nodes(nodes: Sequence[Any], renamed: dict[str, str]) -> None:
+    """Give values other names, in nodes and in all that is below them."""
     for node in nodes:
         for names in (node.input, node.output):
             names[:] = [renamed.get(name, name) for name in names]
         for branch in branches_of(node):
-            _rename_nodes(branch.node, renamed)
+            rename_nodes(branch.node, renamed)
             for value in branch.output:
                 value.name = renamed.get(value.name, value.name)
 
