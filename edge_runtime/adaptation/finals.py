@@ -26,7 +26,6 @@ MOST_RUNS = 1000
 SLICE_MS = 400.0
 """How long a slice should take, milliseconds."""
 
-
 POWER_SECONDS, POWER_ROUNDS = 0.2, 2
 """How long the power of a subnet is read at once, and how often: a sensor is slower than a run."""
 

@@ -19,7 +19,7 @@ INPUT_RAILS = ("VDD_IN", "VIN", "POM_5V_IN", "5V_IN")
 """Names of the rail that feeds the whole board: Jetson Xavier NX and Orin, Thor, Nano, and older device trees."""
 
 CHANNELS = range(1, 4)
-MICRO, MILLI = 1e-6, 1e-3
+MICRO = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Rail:
 
     def power_w(self) -> Known[float]:
         """Power now, watts, above 0."""
-        values = [read_int(path) for path in self.files]
-        power = 1.0 if len(values) > 1 else MICRO
-        for value in values:
+        power = MICRO  # millivolts times milliamperes are microwatts, too
+        for path in self.files:
+            value = read_int(path)
             if value is None or value <= 0:
                 return Unknown(f"{self.name} gives no power now")
-            power *= value * MILLI if len(values) > 1 else value
+            power *= value
         return power
 
 
