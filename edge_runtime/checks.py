@@ -13,7 +13,7 @@ from typing import Any
 
 from edge_runtime.errors import UsageError
 
-__all__ = ["fields", "finite", "positive", "whole", "word"]
+__all__ = ["fields", "finite", "positive", "share", "whole", "word"]
 
 
 def finite(name: str, value: object) -> float:
@@ -33,6 +33,14 @@ def positive(name: str, value: object) -> float:
     number = finite(name, value)
     if number <= 0:
         raise UsageError(f"{name} is {number:g}, not above 0")
+    return number
+
+
+def share(name: str, value: object) -> float:
+    """`value` as a float where it is a share of something that leaves a rest: 0 to below 1."""
+    number = finite(name, value)
+    if not 0 <= number < 1:
+        raise UsageError(f"{name} {number:g} is not in [0, 1)")
     return number
 
 

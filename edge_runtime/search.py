@@ -5,7 +5,8 @@ and tells it. The first generation comes from an exact plan over predicted laten
 (`edge_runtime.additive`). Later ones are plans again, over damages that the told scores have corrected
 (`edge_runtime.surrogate`), and children of the best told so far: crossover, mutation, repair, and of a few such
 children the one with the least damage. Every ask is a bounded piece of work, no subnet is asked twice, and the number
-of asks is bounded, so that a search always ends. The same seed and scores give the same asks.
+of asks is bounded, so that a search always ends; it ends sooner where what is still expected of it is not worth the
+time. The same seed and scores give the same asks.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from edge_runtime.additive import AdditiveCost, Plan
-from edge_runtime.checks import whole
+from edge_runtime.checks import share, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace, GateValue
 from edge_runtime.objectives import Score
@@ -39,6 +41,8 @@ class EvolutionSearch:
         seeds: Asked first, after the plan's best, where they are within both bounds. Example: the active subnet.
         population: New subnets per ask, at least 1.
         generations: Asks, at least 1.
+        least_gain: Ends where the best subnet of the space is expected to be better than the best that was asked by
+            less than this, as a share of its quality, 0 or more. Example: 0.002, 0.2 points where all are right.
         seed: Of the random generator.
 
     Raises:
@@ -57,6 +61,7 @@ class EvolutionSearch:
         seeds: Sequence[Gates] = (),
         population: int = 24,
         generations: int = 5,
+        least_gain: float = 0.0,
         seed: int = 0,
     ) -> None:
         self._space = space
@@ -64,24 +69,31 @@ class EvolutionSearch:
         self._most_damage = most_damage
         self._population = whole("population", population, low=1)
         self._left = whole("generations", generations, low=1)
+        self._least_gain = share("least_gain", least_gain)
         self._rng = random.Random(whole("seed", seed))
         self._first = [_of(space, gates) for gates in seeds]
         self._reserve = reserve(self._plan)
         self._asked: set[Gates] = set()
         self._told: dict[Gates, Score] = {}
         self._screen = self._plan.damage
+        self.expected_gain = math.inf
+        """By which share of its quality the best of the space is expected to be better than the best that was asked."""
 
     @property
     def done(self) -> bool:
-        """Whether `ask` has nothing more to give: all generations were asked, or no new subnet was found."""
+        """Whether `ask` has nothing more to give: all generations were asked, nothing new was found or is worth it."""
         return self._left == 0
 
     def ask(self) -> list[Gates]:
         """The next generation: distinct subnets within the limit that were not asked before; empty when `done`."""
         if self.done:
             return []
+        corrected = self._corrected()
+        if self.expected_gain < self._least_gain:
+            self._left = 0
+            return []
         fresh: list[Gates] = []
-        for gates in self._proposals():
+        for gates in self._proposals(corrected):
             if self._is_new(gates):
                 self._asked.add(gates)
                 fresh.append(gates)
@@ -106,14 +118,14 @@ class EvolutionSearch:
     def _rank(self, score: Score) -> tuple[float, float, float, tuple[int, ...]]:
         return (max(0.0, score.latency_ms - self._plan.limit), -score.quality, score.latency_ms, score.gates.vector())
 
-    def _proposals(self) -> Iterator[Gates]:
+    def _proposals(self, corrected: Sequence[Gates]) -> Iterator[Gates]:
         """Candidates for one generation, best idea first; the caller drops what is not new."""
         if not self._asked:
             yield self._plan.best()
             yield from self._first
             yield from near_budget(self._plan, self._population, self._rng)
         if self._told:
-            yield from self._corrected()
+            yield from corrected
             parents = [score.gates for score in self.best(max(2, self._population // 2))]
             for _ in range(self._population):
                 yield from self._screened_child(parents)
@@ -122,17 +134,41 @@ class EvolutionSearch:
             yield self._plan.draw(self._rng, self._plan.scale * (1 + attempt))
         yield from self._reserve
 
-    def _corrected(self) -> Iterator[Gates]:
-        """Plans over what is known now: the best as expected, then the best of damages drawn from what is possible."""
+    def _corrected(self) -> list[Gates]:
+        """Plans over what is known now: the best as expected, then the best of damages drawn from what is possible.
+
+        Beside the best that was asked they say what is still to be gained (`expected_gain`).
+        """
         from edge_runtime.surrogate import LEAST_SCORES, DamageModel  # here, as it needs numpy, and planning does not
 
+        self.expected_gain = self._most_gain()
         if len(self._told) < LEAST_SCORES:
-            return
+            return []
         model = DamageModel(self._plan.damage, list(self._told.values()))
         self._screen = model.mean()
-        yield Plan(self._plan.cost, self._screen, self._plan.limit).best()
-        for _ in range(self._population):  # children take the places of those that were asked before
-            yield Plan(self._plan.cost, model.draw(self._rng), self._plan.limit).best()
+        draws = [model.draw(self._rng) for _ in range(self._population)]
+        plans = [Plan(self._plan.cost, damage, self._plan.limit).best() for damage in draws]
+        self.expected_gain = min(self.expected_gain, self._gain(draws, plans))
+        # Of the draws, children take the places of those that were asked before.
+        return [Plan(self._plan.cost, self._screen, self._plan.limit).best(), *plans]
+
+    def _gain(self, draws: Sequence[AdditiveCost], plans: Sequence[Gates]) -> float:
+        """What ending here is expected to lose, were all that were told ranked without error; in log quality.
+
+        The expected opportunity cost (Chick and Inoue 2001, Operations Research 49), over draws of what is possible.
+        """
+        told = self._told_within()
+        rows = zip(draws, plans, strict=True)
+        gains = [min((damage(score.gates) for score in told), default=math.inf) - damage(plan) for damage, plan in rows]
+        return max(0.0, fmean(gains))
+
+    def _most_gain(self) -> float:
+        """The log quality between the best that was told and 1, above which there is nothing."""
+        best = max((score.quality for score in self._told_within()), default=0.0)
+        return max(0.0, -math.log(best)) if best > 0 else math.inf
+
+    def _told_within(self) -> list[Score]:
+        return [score for gates, score in self._told.items() if self._plan.fits(gates)]
 
     def _screened_child(self, parents: Sequence[Gates]) -> list[Gates]:
         """The least damaging of a few new children within the limit; an empty list where none was found."""

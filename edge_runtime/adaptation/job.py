@@ -28,6 +28,9 @@ from edge_runtime.objectives import Score
 
 __all__ = ["AdaptJob"]
 
+LATER = 0.5
+"""Part of the time of the first group that each further one is measured for; it has about half as many subnets."""
+
 MORE_GROUPS = 5
 """Further groups that are measured at most; where nothing fitted, so many again after the fastest of all."""
 
@@ -137,7 +140,7 @@ class AdaptJob:
             current=self._current,
             plan=self._plan,
         )
-        yield from self._measure(groups.first(limit_ms))
+        yield from self._measure(groups.first(limit_ms), 1.0)
         yield from self._measure_more(groups)
         choice = self._best()
         if choice is None and not self._heavy():
@@ -180,10 +183,10 @@ class AdaptJob:
         full_ms = self._cost(self._full)
         return min(self._plan.budget.limit_ms(full_ms, full_energy_mj) * (1 - self._plan.headroom), 2 * full_ms)
 
-    def _measure(self, group: list[Gates]) -> Iterator[None]:
-        """Finalists see all images, and all of a group are timed together."""
+    def _measure(self, group: list[Gates], share: float = LATER) -> Iterator[None]:
+        """Finalists see all images, and a group is timed together, for a share of the time that fast ones get."""
         yield from self._shortlist.evaluate(group, self._shortlist.goal)
-        yield from self._finals.steps(group, self._plan.runs, self._plan.measure_seconds)
+        yield from self._finals.steps(group, self._plan.runs, share * self._plan.measure_seconds)
 
     def _limit_ms(self) -> float:
         full_ms = self._finals.expected_p95_ms(self._full)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edge_runtime.checks import finite, positive, whole
+from edge_runtime.checks import positive, share, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.objectives import RUNS_NEEDED, Budget
 
@@ -33,6 +33,10 @@ class AdaptPlan:
     generations: int = 5
     """Generations at most."""
 
+    least_gain: float = 0.005
+    """Generations end where less is expected of further ones, as a share of the quality. What scores on few images let
+    expect is several times what then comes."""
+
     finalists: int = 4
     """Subnets that are measured, beside the current, the full and one faster subnet."""
 
@@ -40,7 +44,8 @@ class AdaptPlan:
     """Recorded runs of each finalist at least; a p95 is stated from 130 on."""
 
     measure_seconds: float = 3.0
-    """Fast subnets are run more often, until a group has been measured for so long: a burst of load is then a part."""
+    """Fast subnets are run more often, until the first group has been measured for so long: a burst of load is then a
+    part. Each further group, of half as many, takes half of it."""
 
     headroom: float = HEADROOM
     """Share of the latency limit that the expected p95 must leave free, 0 to below 1."""
@@ -56,5 +61,5 @@ class AdaptPlan:
         whole("seed", self.seed)
         if not self.subsets or list(self.subsets) != sorted({whole("a subset", size, low=1) for size in self.subsets}):
             raise UsageError(f"subsets {self.subsets} do not ascend")
-        if not 0 <= finite("headroom", self.headroom) < 1:
-            raise UsageError(f"headroom {self.headroom} is not in [0, 1)")
+        share("headroom", self.headroom)
+        share("least_gain", self.least_gain)

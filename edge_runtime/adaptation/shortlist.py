@@ -138,6 +138,7 @@ class Shortlist:
             seeds=self.course.seeds,
             population=self._plan.population,
             generations=self._plan.generations,
+            least_gain=self._plan.least_gain,
             seed=self._plan.seed,
         )
 

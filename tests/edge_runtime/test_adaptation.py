@@ -5,7 +5,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,17 +54,20 @@ def make_job(
     images: Frame = IMAGES,
     seconds: float = 22.0,
     seed: int = 0,
+    finals: type[Finals] = Finals,
+    population: int = 12,
+    least_gain: float = 0.005,
 ) -> AdaptJob:
     session = scripted_session(cost_ms)
     labels = true_labels(images) if labelled else None
     one = {"image": normalise(images[0], PREPROCESSING)[None]}
     return AdaptJob(
-        finals=Finals(session, one, seed=seed, clock_ns=session.now_ns),
+        finals=finals(session, one, seed=seed, clock_ns=session.now_ns),
         evaluator=Evaluator(session, SPACE.default, images, PREPROCESSING, labels=labels),
         calibrate=lambda: scripted_table(table_scale),
         prior=PRIOR,
         current=SPACE.parse(current),
-        plan=AdaptPlan(budget, seconds=seconds, population=12, generations=4, seed=seed),
+        plan=AdaptPlan(budget, seconds, population=population, generations=4, least_gain=least_gain, seed=seed),
         clock_ns=session.now_ns,
     )
 
@@ -89,6 +92,32 @@ def test_the_chosen_subnet_meets_the_budget_and_is_nearly_the_best_there_is(limi
     assert chosen.latency_ms <= limit_ms
     best = max(exact_quality(g) for g in SPACE.enumerate() if COST(g) * 1.05 <= limit_ms * 0.96)
     assert exact_quality(chosen.gates) >= best - 0.02
+
+
+def test_generations_end_where_more_of_them_are_not_worth_it() -> None:
+    budget = Budget(latency_ms=9.0)
+    jobs = [make_job(budget, labelled=True, population=4, least_gain=gain) for gain in (0.0, 0.5)]
+    for job in jobs:
+        assert run(job).choice.score.latency_ms <= 9.0
+    many, few = (len(job.evaluator.known()) for job in jobs)
+    assert few < many
+
+
+class NotingFinals(Finals):
+    """Notes for how long each group is measured."""
+
+    def steps(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
+        self.asked = [*getattr(self, "asked", []), (len(group), seconds)]
+        return super().steps(group, runs, seconds)
+
+
+def test_further_groups_are_measured_for_half_of_the_time() -> None:
+    job = make_job(Budget(latency_ms=5.0), table_scale=0.8, finals=NotingFinals)  # by the table too much fits
+    run(job)
+    (_, first), *later = job._finals.asked
+    assert later
+    assert {seconds for _, seconds in later} == {first / 2}
+    assert all(size <= 3 for size, _ in later)
 
 
 def nearly_the_best_of_what_fits(limit_ms: float, tail: float) -> float:

@@ -220,7 +220,7 @@ def test_the_optimum_of_a_small_space_is_found(case, seed, data):
     assert search.best(1)[0].quality == best
 
 
-def searched(seed, generations=8):
+def searched(seed, generations=8, least_gain=0.0):
     space = deep_space()
     cost, damage = deep_tables(space, 7)
     rng = random.Random(11)
@@ -233,7 +233,15 @@ def searched(seed, generations=8):
         return 0.97 - 0.04 * (truth(gates) + extra)
 
     limit = 0.5 * cost(space.default)
-    search = EvolutionSearch(space, predict_ms=cost, limit_ms=limit, prior=damage, generations=generations, seed=seed)
+    search = EvolutionSearch(
+        space,
+        predict_ms=cost,
+        limit_ms=limit,
+        prior=damage,
+        generations=generations,
+        least_gain=least_gain,
+        seed=seed,
+    )
     return run(search, quality, cost), search, quality, Plan(cost, damage, limit)
 
 
@@ -255,6 +263,44 @@ def test_on_a_real_size_the_search_improves_on_the_prior_and_on_chance():
     assert min(gains) >= 0
     assert sum(gains) / 5 > 0.01
     assert min(over_chance) > 0.01
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_search_that_stops_is_the_beginning_of_the_one_that_goes_on_and_loses_little(seed):
+    longer, whole, _, _ = searched(seed, generations=24)
+    shorter, stopped, _, _ = searched(seed, generations=24, least_gain=0.005)
+    assert 3 < len(shorter) < len(longer) == 24
+    assert shorter[:-1] == longer[: len(shorter) - 1]
+    assert shorter[-1] == []
+    assert stopped.expected_gain < 0.005
+    # It was expected to lose 0.5 % of the quality; the sums that it expects by leave out what neighbours do together.
+    assert stopped.best(1)[0].quality > whole.best(1)[0].quality * (1 - 0.01)
+
+
+def told_alike(quality, least_gain):
+    space = deep_space()
+    cost, damage = deep_tables(space, 7)
+    limit = 0.5 * cost(space.default)
+    search = EvolutionSearch(space, predict_ms=cost, limit_ms=limit, prior=damage, generations=6, least_gain=least_gain)
+    return len([generation for generation in run(search, lambda gates: quality, cost) if generation])
+
+
+def test_nothing_is_better_than_what_is_always_right():
+    assert told_alike(1.0, least_gain=0.005) == 1
+    assert told_alike(0.996, least_gain=0.005) == 1
+    assert told_alike(0.9, least_gain=0.005) > 1
+    assert told_alike(0.0, least_gain=0.005) == 6  # nothing can be known of a gain on nothing
+    assert told_alike(1.0, least_gain=0.0) == 6
+
+
+def test_what_is_told_of_subnets_above_the_limit_ends_no_search():
+    space = deep_space()
+    cost, damage = deep_tables(space, 7)
+    search = EvolutionSearch(
+        space, predict_ms=cost, limit_ms=0.5 * cost(space.default), prior=damage, generations=2, least_gain=0.5
+    )
+    search.tell([told(space.default, 1.0, cost(space.default))])
+    assert search.ask()
 
 
 def test_given_seeds_are_asked_where_they_fit():
@@ -306,7 +352,16 @@ def test_an_infeasible_budget_names_the_fastest_subnet_and_its_latency(case):
 
 
 @pytest.mark.parametrize(
-    "change", [{"limit_ms": 0.0}, {"limit_ms": math.nan}, {"population": 0}, {"generations": 0}, {"seed": -1}]
+    "change",
+    [
+        {"limit_ms": 0.0},
+        {"limit_ms": math.nan},
+        {"population": 0},
+        {"generations": 0},
+        {"seed": -1},
+        {"least_gain": -0.1},
+        {"least_gain": 1.0},
+    ],
 )
 def test_arguments_outside_their_range_are_refused(change):
     space = deep_space(2, 2)
