@@ -42,7 +42,7 @@ class EvolutionSearch:
         population: New subnets per ask, at least 1.
         generations: Asks, at least 1.
         least_gain: Ends where the best subnet of the space is expected to be better than the best that was asked by
-            less than this, as a share of its quality, 0 or more. Example: 0.002, 0.2 points where all are right.
+            less than this, as a share of its quality, 0 to below 1. Example: 0.005, half a point where all are right.
         seed: Of the random generator.
 
     Raises:

@@ -1,4 +1,7 @@
-"""Drives a job in one thread, quietly: low priority, a share of one CPU only, gone soon after it is told to stop."""
+"""Drives a job in one thread, quietly: low priority, a share of one CPU only, gone soon after it is told to stop.
+
+Where the application's frames leave room between them, it works there.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import weakref
 from collections.abc import Callable
 
 from edge_runtime.adaptation.job import AdaptJob
+from edge_runtime.adaptation.pace import FramePace
 from edge_runtime.errors import EdgeError
 
 __all__ = ["CLOSE_SECONDS", "BackgroundJob", "Stop", "StoppedError", "rest_seconds"]
@@ -100,6 +104,7 @@ class BackgroundJob:
         failed: Called in the thread with what went wrong instead; never for a job that was closed.
         duty: Share of one CPU that slices may take, above 0 to 1; the thread sleeps for the rest.
         threads: Threads that work while a slice runs, this one among them.
+        pace: When frames come; slices begin after them, or where they end before the next. None: at any time.
         stop: Set when the job is told to stop, so that a long slice can look at it; made here where none is given.
     """
 
@@ -112,11 +117,13 @@ class BackgroundJob:
         duty: float = 0.25,
         threads: int = 1,
         after: BackgroundJob | None = None,
+        pace: FramePace | None = None,
         stop: Stop | None = None,
     ) -> None:
         self.job: AdaptJob | None = None
         """The job once it is made."""
         self._done, self._failed, self._duty, self._threads = done, failed, duty, threads
+        self._pace = pace or FramePace()
         self._stop = stop or Stop()
         # The thread drops its arguments when it ends: a job must not keep all those before it alive.
         self._thread = threading.Thread(target=self._work, args=(make, after), name="nnf-edge-adapt", daemon=True)
@@ -161,20 +168,35 @@ class BackgroundJob:
             with _giving_way:
                 self.job = make()
                 slices = self.job.steps()
+            busy = waited = 0.0
             while True:
+                waited += self._await_gap(busy)
+                if self._stop.is_set():
+                    return
                 began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
                 with _giving_way:
                     ended = next(slices, _ENDED) is _ENDED
                 if ended:
                     break
-                spent = _cpu_seconds(self._threads) - cpu
-                if self._rest(rest_seconds(time.perf_counter() - began, spent, self._duty, self._threads)):
+                busy, spent = time.perf_counter() - began, _cpu_seconds(self._threads) - cpu
+                rest = rest_seconds(busy, spent, self._duty, self._threads)
+                if self._rest(rest - waited):
                     return
+                waited = min(max(0.0, waited - rest), NAP_SECONDS)
             if not self._stop.is_set():
                 self._done(self.job)
         except Exception as error:  # also a fault of ours must reach whoever waits, and not end on stderr
             if not self._stop.is_set():
                 self._failed(_as_ours(error))
+
+    def _await_gap(self, needed: float) -> float:
+        """Wait until a slice as long as the last one disturbs no frame; the seconds that it took count as rest."""
+        began = now = time.perf_counter()
+        while self._duty < math.inf and (nap := self._pace.nap_s(now, needed, began)) > 0:
+            if self._stop.wait(min(nap, NAP_SECONDS)):
+                break
+            now = time.perf_counter()
+        return now - began
 
     def _rest(self, seconds: float) -> bool:
         """Sleep until then, until somebody waits for the job, or until it is told to stop; whether it was."""

@@ -235,8 +235,9 @@ class EdgeModel:
         best = int(logits.argmax())
         confidence = 1.0 / float(np.exp(logits - logits[best]).sum())
         self._buffer.add(image)
-        took_ns = self._clock_ns() - began_ns
-        self._meter.add(answer.run_ns, took_ns - answer.run_ns, self._loop.limit_ms)
+        ended_ns = self._clock_ns()
+        self._meter.add(answer.run_ns, ended_ns - began_ns - answer.run_ns, self._loop.limit_ms)
+        self._searches.pace.frame(began_ns / 1e9, ended_ns / 1e9)
         return Prediction(
             outputs, self._classes[best], confidence, answer.gates, answer.run_ns / 1e6, bool(answer.fault)
         )
@@ -256,6 +257,7 @@ class EdgeModel:
             GateError: No such subnet, or gates of another model.
             BackendError: Not even the full subnet gives a usable output.
         """
+        began_ns = self._clock_ns()
         self._check_open()
         inputs = dict(x) if isinstance(x, Mapping) else {self._input: x}
         for name, array in inputs.items():
@@ -263,6 +265,7 @@ class EdgeModel:
                 check_finite(name, array)
         answer = self._answer(inputs, self._active.lease().gates if gates is None else self._gates(gates))
         self._meter.add(answer.run_ns, None, None)
+        self._searches.pace.frame(began_ns / 1e9, self._clock_ns() / 1e9)
         return answer.outputs
 
     def _answer(self, inputs: Mapping[str, Array], gates: Gates) -> Answer:

@@ -12,6 +12,7 @@ from edge_runtime.adaptation.background import BackgroundJob, Stop, StoppedError
 from edge_runtime.adaptation.checkpoint import Checkpoints
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory
+from edge_runtime.adaptation.pace import FramePace
 from edge_runtime.backends.base import Session, SessionOptions
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import EdgeError, StateError
@@ -54,6 +55,8 @@ class Searches:
         """How the machine's speed has changed since the table was made."""
         self.status = _status_at_start(active.gates, memory)
         """After the last search."""
+        self.pace = FramePace()
+        """When frames come: a search in the background works between them."""
         self.error: EdgeError | None = None
         """Why the last search in the background failed; None where it did not."""
         self._bundle, self._session, self._options = bundle, session, options
@@ -140,6 +143,7 @@ class Searches:
                 duty=self._duty,
                 threads=self._options.threads,
                 after=old,
+                pace=self.pace,
                 stop=stop,
             )
 
