@@ -169,12 +169,12 @@ def _evolved(search: EvolutionSearch, evaluator: Evaluator, cost: AdditiveCost, 
 class _Unseeded(EvolutionSearch):
     """Evolution alone: its first generation is random subnets within the limit, and nothing is planned later."""
 
-    def _proposals(self) -> Iterator[Gates]:
+    def _proposals(self, corrected: Sequence[Gates]) -> Iterator[Gates]:
         if self._asked:
-            yield from super()._proposals()
+            yield from super()._proposals(corrected)
             return
         plan = Plan(self._plan.cost, self._plan.damage.scaled(0.0), self._plan.limit)
         yield from random_feasible(plan, self._population, self._rng)
 
-    def _corrected(self) -> Iterator[Gates]:
-        yield from ()
+    def _corrected(self) -> list[Gates]:
+        return []
