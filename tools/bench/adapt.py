@@ -2,8 +2,8 @@
 
 Each repetition searches with an empty state directory and then measures the chosen subnet again, beside the full one.
 Reported: seconds, whether the p95 of the search and that of the second measurement are inside the budget, and how many
-measured finalists are significantly better on the same images: of those that the search took for feasible, and of all
-whose plain p95 was inside the budget, the room for the next measurement left aside. One JSON object is the last line.
+measured finalists are significantly better on the same images: of those that the search took for feasible and trusted,
+and of all whose plain p95 was inside the budget. One JSON object is the last line.
 
     python tools/bench/adapt.py --bundle edge_runtime/assets/demo.nnf --images edge_runtime/assets/demo_images.npz
     python tools/bench/adapt.py --bundle tests/data/runway.nnf --data DIR      (FOD-A validation crops)
@@ -38,6 +38,9 @@ from edge_runtime.quality import Comparison, Values
 from edge_runtime.state import StateDir
 
 IMAGES = 256
+
+UNFIT = ("over budget", "reference", "uncertain", "not trusted")
+"""Fates of finalists that the search took for too slow, perhaps too slow, or too far from the bundle's prior."""
 RUNS, SECONDS = 2000, 3.0
 
 
@@ -126,7 +129,7 @@ def _search(
         "quality": chosen.score.quality,
         "inside": chosen.score.latency_ms <= budget_ms,
         "finalists": len(measured),
-        "better_feasible": _better([c for c in fitting if c.fate not in ("over budget", "reference")], chosen, judge),
+        "better_feasible": _better([c for c in fitting if c.fate not in UNFIT], chosen, judge),
         "better_by_plain_p95": _better(fitting, chosen, judge),
         "reason": status.reason,
         "ended_early": status.ended_early,
