@@ -104,7 +104,7 @@ class BackgroundJob:
         failed: Called in the thread with what went wrong instead; never for a job that was closed.
         duty: Share of one CPU that slices may take, above 0 to 1; the thread sleeps for the rest.
         threads: Threads that work while a slice runs, this one among them.
-        pace: When frames come; slices begin after them, or where they end before the next. None: at any time.
+        pace: When frames come; slices that fit between two of them are begun there. None: at any time.
         stop: Set when the job is told to stop, so that a long slice can look at it; made here where none is given.
     """
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 __all__ = ["FramePace"]
 
-LATE = 0.5
-"""Share of a period by which a frame may be late, before it is waited for no longer."""
+PATIENCE = 2.0
+"""What is waited at most, in the time that is needed: of its share of a CPU a search keeps about half in any case."""
 
 LEAST_NAP_SECONDS = 5e-4
 
@@ -40,19 +40,20 @@ class FramePace:
     def nap_s(self, now_s: float, needed_s: float, since_s: float) -> float:
         """Seconds to sleep before something is begun, after which to ask again; 0 where it may begin now.
 
-        What ends before the next frame is due may begin, and anything just after a frame. Where none is due, as none
-        came yet or it is late, nothing is waited for.
+        What would fit between two frames waits where the next one is due too soon, until that one is answered. What
+        fits nowhere does not wait, nor does anything where no frame is due: none came yet, or one is late by a period.
 
         Args:
             now_s: Seconds of the same clock.
             needed_s: How long it will take.
             since_s: When it was first asked for.
         """
-        last = self._last
-        if last is None or last.period is None or last.ended >= since_s:
+        last, patience_s = self._last, since_s + PATIENCE * needed_s - now_s
+        if last is None or last.period is None or last.ended >= since_s or patience_s <= 0:
             return 0.0
+        took = last.ended - last.began
         due_s = last.began + last.period
-        answered_s = due_s + (last.ended - last.began)
-        if now_s + needed_s <= due_s or now_s > answered_s + LATE * last.period:
+        fits, never_fits = now_s + needed_s <= due_s, took + needed_s > last.period
+        if fits or never_fits or now_s > due_s + last.period:
             return 0.0
-        return max(answered_s - now_s, LEAST_NAP_SECONDS)
+        return min(max(due_s + took - now_s, LEAST_NAP_SECONDS), patience_s)
