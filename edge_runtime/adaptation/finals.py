@@ -10,21 +10,21 @@ from statistics import fmean, median
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.backends.base import Array, Session
 from edge_runtime.gates import Gates
-from edge_runtime.measure import Clock, mean_power_w, measure
+from edge_runtime.measure import Candidate, Clock, mean_power_w, measure_in_bursts
 from edge_runtime.measure.power import SETTLE_SECONDS
 from edge_runtime.objectives import Measurement, pooled_tail
 from edge_runtime.sense import Rail
 
 __all__ = ["Finals"]
 
-SLICE_RUNS = (4, 16)
-"""Fewest and most recorded runs of each subnet in one slice."""
+SERIES_RUNS = (4, 16)
+"""Fewest and most recorded runs of each subnet in one series, after which the clock is looked at."""
 
 MOST_RUNS = 1000
 """Recorded runs of one subnet at most, however fast it is."""
 
-SLICE_MS = 400.0
-"""How long a slice should take, milliseconds."""
+SERIES_MS = 400.0
+"""How long a series should take, milliseconds."""
 
 POWER_SECONDS, POWER_ROUNDS = 0.2, 2
 """How long the power of a subnet is read at once, and how often: a sensor is slower than a run."""
@@ -106,7 +106,10 @@ class Finals:
         return median(self._powers_w.values()) * full_p50_ms if self._rail else None
 
     def steps(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
-        """Measure a group together, in slices: at least `runs` each, and up to `MOST_RUNS` until `seconds` are over."""
+        """Measure a group together, a burst of one subnet per item.
+
+        At least `runs` of each, and up to `MOST_RUNS` until `seconds` are over.
+        """
         with self._session.hold(group):
             yield from self._rounds(group, runs, seconds)
             yield from self._power_rounds([gates for gates in group if gates not in self._powers_w])
@@ -131,19 +134,17 @@ class Finals:
         return mean_power_w(self._session, self._inputs, gates, rail, seconds=POWER_SECONDS, clock_ns=self._clock_ns)
 
     def _rounds(self, group: Sequence[Gates], runs: int, seconds: float) -> Iterator[None]:
-        left, slice_runs = runs if group else 0, min(runs, SLICE_RUNS[0])
+        left, series_runs = runs if group else 0, min(runs, SERIES_RUNS[0])
         deadline_ns = self._clock_ns() + int(seconds * 1e9)
         most = MOST_RUNS
         while left > 0 or (group and most > 0 and self._clock_ns() < deadline_ns):
             self._seed += 1
-            taken = measure(
-                self._session, self._inputs, group, runs=slice_runs, seed=self._seed, clock_ns=self._clock_ns
-            )
+            candidates = [Candidate(self._session, self._inputs, gates) for gates in group]
+            taken = yield from measure_in_bursts(candidates, runs=series_runs, seed=self._seed, clock_ns=self._clock_ns)
             self._keep(taken)
-            left, most = left - slice_runs, most - slice_runs
+            left, most = left - series_runs, most - series_runs
             round_ms = sum(measurement.mean_ms for measurement in taken)
-            slice_runs = max(SLICE_RUNS[0], min(SLICE_RUNS[1], int(SLICE_MS / max(round_ms, 1e-3))))
-            yield
+            series_runs = max(SERIES_RUNS[0], min(SERIES_RUNS[1], int(SERIES_MS / max(round_ms, 1e-3))))
 
     def correction(self, cost: AdditiveCost, headroom: float = 0.0) -> float:
         """Expected over predicted p95, the median over what was measured; with a headroom, of what it leaves room for.

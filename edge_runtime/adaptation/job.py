@@ -1,6 +1,6 @@
 """One search from the first image to the choice, in slices: shortlist, measure in groups, choose.
 
-`steps` is a generator: whoever drives it decides when each slice runs. A slice is one batch, or one round of runs; the
+`steps` is a generator: whoever drives it decides when each slice runs. A slice is one batch, or one burst of runs; the
 first one may be the calibration of the latency table, which takes a few seconds where it is not cached.
 """
 

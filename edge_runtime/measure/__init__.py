@@ -5,7 +5,14 @@ from edge_runtime.measure.calibrate import calibrate
 from edge_runtime.measure.latency import Drift, LatencyModel
 from edge_runtime.measure.memory import MemoryModel, estimate_memory
 from edge_runtime.measure.power import mean_power_w
-from edge_runtime.measure.timing import Candidate, Clock, heeding, measure, measure_candidates
+from edge_runtime.measure.timing import (
+    Candidate,
+    Clock,
+    heeding,
+    measure,
+    measure_candidates,
+    measure_in_bursts,
+)
 from edge_runtime.state import machine_lock
 
 __all__ = [
@@ -21,5 +28,6 @@ __all__ = [
     "mean_power_w",
     "measure",
     "measure_candidates",
+    "measure_in_bursts",
     "random_inputs",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
@@ -18,7 +18,7 @@ from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Measurement
 
-__all__ = ["Candidate", "Clock", "heeding", "measure", "measure_candidates"]
+__all__ = ["Candidate", "Clock", "heeding", "measure", "measure_candidates", "measure_in_bursts"]
 
 Clock = Callable[[], int]
 """Nanoseconds since some fixed moment; `time.perf_counter_ns`, or a fake session's own."""
@@ -98,15 +98,47 @@ def measure_candidates(
     """As `measure`, for candidates that may live in different sessions."""
     _check_limits(candidates, runs, seconds)
     wanted = MAX_RUNS if runs is None else runs
+    deadline_ns = None if seconds is None else clock_ns() + int(seconds * 1e9)
+    bursts = measure_in_bursts(
+        candidates,
+        runs=wanted,
+        seed=seed,
+        clock_ns=clock_ns,
+        enough=lambda: deadline_ns is not None and clock_ns() >= deadline_ns,
+    )
+    while True:
+        try:
+            next(bursts)
+        except StopIteration as end:
+            return list(end.value)
+
+
+def measure_in_bursts(
+    candidates: Sequence[Candidate],
+    *,
+    runs: int,
+    seed: int,
+    clock_ns: Clock = time.perf_counter_ns,
+    enough: Callable[[], bool] = lambda: False,
+) -> Generator[None, None, list[Measurement]]:
+    """The same in slices, a few runs of one candidate per item; what it returns are the measurements.
+
+    Args:
+        candidates: At least one.
+        runs: Recorded runs of each, 1 or more.
+        seed: Decides the order of the first round.
+        clock_ns: The clock, nanoseconds.
+        enough: Asked after each round; ends it before `runs` are complete.
+    """
     series = [_Series(candidate, clock_ns) for candidate in candidates]
     order = list(series)
     random.Random(seed).shuffle(order)
-    deadline_ns = None if seconds is None else clock_ns() + int(seconds * 1e9)
-    while len(series[0].samples_ns) < wanted:
+    while len(series[0].samples_ns) < runs:
         for one in order:
-            one.visit(min(BURST, wanted - len(one.samples_ns)))
+            one.visit(min(BURST, runs - len(one.samples_ns)))
+            yield
         order = order[1:] + order[:1]
-        if deadline_ns is not None and clock_ns() >= deadline_ns:
+        if enough():
             break
     taken_at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     peak = sense.process_memory().peak_bytes
