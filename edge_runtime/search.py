@@ -77,7 +77,7 @@ class EvolutionSearch:
         self._told: dict[Gates, Score] = {}
         self._screen = self._plan.damage
         self.expected_gain = math.inf
-        """By which share of its quality the best of the space is expected to be better than the best that was asked."""
+        """What the best of the space should gain on the best that was asked, in log quality: about the share of it."""
 
     @property
     def done(self) -> bool:
@@ -139,9 +139,12 @@ class EvolutionSearch:
 
         Beside the best that was asked they say what is still to be gained (`expected_gain`).
         """
+        if any(score.quality >= 1 for score in self._told_within()):  # the full subnet, which agrees with itself
+            self.expected_gain = 0.0
+        if not self._told:
+            return []
         from edge_runtime.surrogate import LEAST_SCORES, DamageModel  # here, as it needs numpy, and planning does not
 
-        self.expected_gain = self._most_gain()
         if len(self._told) < LEAST_SCORES:
             return []
         model = DamageModel(self._plan.damage, list(self._told.values()))
@@ -155,17 +158,14 @@ class EvolutionSearch:
     def _gain(self, draws: Sequence[AdditiveCost], plans: Sequence[Gates]) -> float:
         """What ending here is expected to lose, were all that were told ranked without error; in log quality.
 
-        The expected opportunity cost (Chick and Inoue 2001, Operations Research 49), over draws of what is possible.
+        The expected opportunity cost (Chick and Inoue 2001, Operations Research 49), over draws of what is possible and
+        whose best may be asked.
         """
-        told = self._told_within()
-        rows = zip(draws, plans, strict=True)
-        gains = [min((damage(score.gates) for score in told), default=math.inf) - damage(plan) for damage, plan in rows]
-        return max(0.0, fmean(gains))
-
-    def _most_gain(self) -> float:
-        """The log quality between the best that was told and 1, above which there is nothing."""
-        best = max((score.quality for score in self._told_within()), default=0.0)
-        return max(0.0, -math.log(best)) if best > 0 else math.inf
+        told = [score.gates for score in self._told_within()]
+        rows = [row for row in zip(draws, plans, strict=True) if self._plan.damage(row[1]) <= self._most_damage]
+        if not told or not rows:
+            return math.inf
+        return max(0.0, fmean(min(map(damage, told)) - damage(plan) for damage, plan in rows))
 
     def _told_within(self) -> list[Score]:
         return [score for gates, score in self._told.items() if self._plan.fits(gates)]

@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 
 from edge_runtime.adaptation.job import AdaptJob
 from edge_runtime.adaptation.pace import FramePace
 from edge_runtime.errors import EdgeError
 
-__all__ = ["CLOSE_SECONDS", "BackgroundJob", "Stop", "StoppedError", "rest_seconds"]
+__all__ = ["CLOSE_SECONDS", "BackgroundJob", "Stop", "StoppedError", "less_waited", "rest_seconds"]
 
 NICENESS = 10
 """Of the thread on Linux, where threads have their own; it then gives way to the application."""
@@ -32,6 +33,9 @@ EXIT_SECONDS = 10.0
 
 NAP_SECONDS = 0.1
 """How long the thread rests at a time; then it looks whether somebody waits for it."""
+
+LAST_SLICES = 4
+"""Of so many slices the shortest says how long the next one takes: some plan for long, some were held up by a frame."""
 
 SWITCH_SECONDS = 5e-5
 """After how long a thread asks for the interpreter while a search plans, which is Python for milliseconds at a time. A
@@ -168,9 +172,9 @@ class BackgroundJob:
             with _giving_way:
                 self.job = make()
                 slices = self.job.steps()
-            busy = waited = 0.0
+            lasted, waited = deque[float](maxlen=LAST_SLICES), 0.0
             while True:
-                waited += self._await_gap(busy)
+                waited += self._await_gap(min(lasted, default=0.0))
                 if self._stop.is_set():
                     return
                 began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
@@ -179,10 +183,10 @@ class BackgroundJob:
                 if ended:
                     break
                 busy, spent = time.perf_counter() - began, _cpu_seconds(self._threads) - cpu
-                rest = rest_seconds(busy, spent, self._duty, self._threads)
-                if self._rest(rest - waited):
+                lasted.append(busy)
+                owed, waited = less_waited(rest_seconds(busy, spent, self._duty, self._threads), waited)
+                if self._rest(owed):
                     return
-                waited = min(max(0.0, waited - rest), NAP_SECONDS)
             if not self._stop.is_set():
                 self._done(self.job)
         except Exception as error:  # also a fault of ours must reach whoever waits, and not end on stderr
@@ -190,7 +194,7 @@ class BackgroundJob:
                 self._failed(_as_ours(error))
 
     def _await_gap(self, needed: float) -> float:
-        """Wait until a slice as long as the last one disturbs no frame; the seconds that it took count as rest."""
+        """Wait until a slice that takes `needed` disturbs no frame; gives the seconds waited, which count as rest."""
         began = now = time.perf_counter()
         while self._duty < math.inf and (nap := self._pace.nap_s(now, needed, began)) > 0:
             if self._stop.wait(min(nap, NAP_SECONDS)):
@@ -217,6 +221,14 @@ def rest_seconds(busy: float, cpu: float, duty: float, threads: int) -> float:
         threads: threads that work while a slice runs.
     """
     return max(0.0, min(cpu, threads * busy) / duty - busy)
+
+
+def less_waited(rest: float, waited: float) -> tuple[float, float]:
+    """Seconds still to rest after what was waited for room, and what is left of the wait for the next rest.
+
+    At most `NAP_SECONDS` are left, so that a long wait is not followed by a long time without any rest.
+    """
+    return max(0.0, rest - waited), min(max(0.0, waited - rest), NAP_SECONDS)
 
 
 def _cpu_seconds(threads: int) -> float:

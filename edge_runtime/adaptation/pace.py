@@ -7,9 +7,9 @@ from dataclasses import dataclass
 __all__ = ["FramePace"]
 
 PATIENCE = 2.0
-"""What is waited at most, in the time that is needed: of its share of a CPU a search keeps about half in any case."""
+"""What is waited at most, in the time that is needed: a search keeps a third of a CPU, or the less that it may take."""
 
-LEAST_NAP_SECONDS = 5e-4
+LEAST_NAP_SECONDS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,11 @@ class _Frame:
 
 
 class FramePace:
-    """Told of each frame by the loop, asked by a search in another thread; neither ever waits for the other."""
+    """Told of each frame by the loop, asked by a search in another thread; neither ever waits for the other.
+
+    It goes by the time between the last two frames: where several come at once, or in turns from several cameras, there
+    is hardly ever room, and a search works at any time.
+    """
 
     def __init__(self) -> None:
         self._last: _Frame | None = None
@@ -49,7 +53,7 @@ class FramePace:
             since_s: When it was first asked for.
         """
         last, patience_s = self._last, since_s + PATIENCE * needed_s - now_s
-        if last is None or last.period is None or last.ended >= since_s or patience_s <= 0:
+        if last is None or last.period is None or patience_s <= 0:
             return 0.0
         took = last.ended - last.began
         due_s = last.began + last.period

@@ -45,7 +45,8 @@ class AdaptPlan:
 
     measure_seconds: float = 3.0
     """Fast subnets are run more often, until the first group has been measured for so long: a burst of load is then a
-    part. Each further group, of half as many, takes half of it."""
+    part. Each further group, of half as many, takes half of it. Rests between bursts count, so in the background it is
+    mostly `runs` that decides."""
 
     headroom: float = HEADROOM
     """Share of the latency limit that the expected p95 must leave free, 0 to below 1."""

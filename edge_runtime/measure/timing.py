@@ -98,14 +98,16 @@ def measure_candidates(
     """As `measure`, for candidates that may live in different sessions."""
     _check_limits(candidates, runs, seconds)
     wanted = MAX_RUNS if runs is None else runs
-    deadline_ns = None if seconds is None else clock_ns() + int(seconds * 1e9)
+    began_ns = clock_ns()
     bursts = measure_in_bursts(
         candidates,
         runs=wanted,
         seed=seed,
         clock_ns=clock_ns,
-        enough=lambda: deadline_ns is not None and clock_ns() >= deadline_ns,
+        enough=lambda: seconds is not None and clock_ns() >= began_ns + int(seconds * 1e9),
     )
+    next(bursts)
+    began_ns = clock_ns()  # the first burst of all pays for memory
     while True:
         try:
             next(bursts)
@@ -150,12 +152,14 @@ class _Series:
 
     def __init__(self, candidate: Candidate, clock_ns: Clock) -> None:
         self._candidate, self._clock_ns = candidate, clock_ns
-        self._first_ns = self._timed()
-        self._warmups = 1
+        self._first_ns = self._warmups = 0
         self.samples_ns: list[int] = []
 
     def visit(self, runs: int) -> None:
-        """One run that is not recorded, then `runs` that are."""
+        """One run that is not recorded, then `runs` that are; before the first visit's the first run of all, noted."""
+        if not self._warmups:
+            self._first_ns = self._timed()
+            self._warmups = 1
         self._candidate.run()
         self._warmups += 1
         self.samples_ns.extend(self._timed() for _ in range(runs))

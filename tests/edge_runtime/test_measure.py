@@ -30,9 +30,11 @@ from edge_runtime.measure import (
     estimate_memory,
     measure,
     measure_candidates,
+    measure_in_bursts,
 )
 from edge_runtime.measure.kernels import KernelTable
 from edge_runtime.measure.latency import DRIFT_FRAMES
+from edge_runtime.measure.timing import BURST
 from edge_runtime.seeds import covering_vectors, random_gates
 from tests.support.tiny import SPACE, tiny_bundle
 
@@ -84,6 +86,36 @@ def test_candidates_are_interleaved_in_rotating_order() -> None:
     blocks = [gates for before, gates in zip([None, *ran[3:]], ran[3:], strict=False) if gates != before]
     firsts = blocks[::3]
     assert len(set(firsts)) == 3, f"each candidate leads a round: {list(map(str, blocks))}"
+
+
+def test_each_burst_is_of_one_subnet_and_all_together_are_the_same_measurement() -> None:
+    ran: list[Gates] = []
+
+    def cost_ms(gates: Gates) -> float:
+        ran.append(gates)
+        return COST(gates)
+
+    session = FakeSession(SPACE, INPUTS, OUTPUTS, cost_ms=cost_ms)
+    vectors = [SPACE.default, SPACE.parse("1-1-1"), SPACE.parse("2-2-2")]
+    one = random_inputs(INPUTS, seed=0)
+    candidates = [Candidate(session, one, gates) for gates in vectors]
+    bursts = measure_in_bursts(candidates, runs=10, seed=3, clock_ns=session.now_ns)
+    sizes, found = [], None
+    while found is None:
+        ran.clear()
+        try:
+            next(bursts)
+        except StopIteration as end:
+            found = end.value
+        else:
+            assert len(set(ran)) == 1
+            sizes.append(len(ran))
+    assert max(sizes) <= BURST + 2
+    assert len(sizes) == 3 * 3  # of each subnet 4, 4 and 2
+    whole = measure(session, one, vectors, runs=10, seed=3, clock_ns=session.now_ns)
+    assert [(m.gates, m.latencies_ns, m.warmups) for m in found] == [
+        (m.gates, m.latencies_ns, m.warmups) for m in whole
+    ]
 
 
 def test_the_time_limit_ends_a_measurement_after_a_whole_round() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime import Budget, EdgeModel
-from edge_runtime.adaptation.background import BackgroundJob
+from edge_runtime.adaptation.background import NAP_SECONDS, BackgroundJob, less_waited
 from edge_runtime.adaptation.pace import LEAST_NAP_SECONDS, PATIENCE, FramePace
 from edge_runtime.cli.assets import demo_bundle
 
@@ -103,8 +103,46 @@ def test_two_loops_whose_frames_cross_hold_nothing_up() -> None:
     assert pace.nap_s(2.0, 0.1, 2.0) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("rest", "waited", "owed", "left"),
+    [
+        (0.5, 0.0, 0.5, 0.0),
+        (0.5, 0.2, 0.3, 0.0),
+        (0.05, 0.08, 0.0, 0.03),
+        (0.05, 9.0, 0.0, NAP_SECONDS),
+        (0.0, 0.0, 0.0, 0.0),
+    ],
+)
+def test_what_was_waited_is_no_longer_to_be_rested(rest: float, waited: float, owed: float, left: float) -> None:
+    assert less_waited(rest, waited) == pytest.approx((owed, left))
+
+
+class RestNoting(BackgroundJob):
+    """Rests at no time, and notes for how long it should have."""
+
+    def __init__(self, **arguments: Any) -> None:
+        self.rests: list[float] = []
+        super().__init__(**arguments)
+
+    def _rest(self, seconds: float) -> bool:
+        self.rests.append(seconds)
+        return False
+
+    def _await_gap(self, needed: float) -> float:
+        return 1000.0 if needed else 0.0
+
+
+def test_a_search_does_not_rest_again_after_it_has_waited_for_room() -> None:
+    job = Slices()
+    made: Any = lambda: job  # noqa: E731
+    thread = RestNoting(make=made, done=print, failed=print, duty=1e-3)
+    assert thread.wait(30)
+    first, second = thread.rests
+    assert first > 0 == second
+
+
 class Slices:
-    """Two slices; the first takes a while, so that the second one needs room."""
+    """Two slices; each takes a while, so that the second one needs room."""
 
     def __init__(self) -> None:
         self.ran = 0
@@ -112,7 +150,9 @@ class Slices:
     def steps(self) -> Iterator[None]:
         for _ in range(2):
             self.ran += 1
-            time.sleep(0.05)
+            until = time.thread_time() + 0.01
+            while time.thread_time() < until:
+                pass
             yield
 
 
