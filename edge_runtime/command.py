@@ -59,6 +59,7 @@ def run_command(
         print(f"{program}: {stop.code}", file=sys.stderr)
         return EdgeError.exit_code
     except Exception as error:
+        _settle_stdout()
         return _explain(program, error, debug="--debug" in words)
 
 
@@ -74,8 +75,20 @@ def _end_on_sigterm() -> None:
 
 def _reader_gone() -> int:
     """The reader of our stdout left (``| head``): end quietly, and keep the interpreter's last flush quiet as well."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_stdout()
     return _READER_GONE
+
+
+def _settle_stdout() -> None:
+    """Drop what stdout cannot take: else the interpreter's last flush fails too, and ends with a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _explain(program: str, error: Exception, *, debug: bool) -> int:

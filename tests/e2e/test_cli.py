@@ -426,9 +426,13 @@ def test_a_reader_that_leaves_is_no_error(environment: dict[str, str], bundle: P
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_a_full_disk_is_an_input_output_error(environment: dict[str, str], bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # empty: as it is where a user sets nothing
+def test_a_full_disk_is_an_input_output_error(
+    environment: dict[str, str], bundle: Path, tmp_path: Path, unbuffered: str
+) -> None:
+    env = environment | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
         command = [*COMMAND, "inspect", str(bundle)]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, env=env, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 74
     assert "No space left" in done.stderr
