@@ -43,6 +43,7 @@ def run_command(
         interrupted: What is said after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_missing_streams()
     try:
         _end_on_sigterm()
         code = run(words)
@@ -61,6 +62,13 @@ def run_command(
     except Exception as error:
         _settle_stdout()
         return _explain(program, error, debug="--debug" in words)
+
+
+def _open_missing_streams() -> None:
+    """A program that is started without stdout or stderr (``>&-``) says nothing there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - until the process ends
 
 
 def _end_on_sigterm() -> None:

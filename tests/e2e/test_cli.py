@@ -436,3 +436,12 @@ def test_a_full_disk_is_an_input_output_error(
         done = subprocess.run(command, env=env, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 74
     assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_program_without_an_output_says_nothing_there(environment: dict[str, str], bundle: Path, closed: str) -> None:
+    for path, code in ((bundle, 0), (bundle.with_name("nothing.nnf"), 4)):
+        command = ["sh", "-c", f'"$@" {closed}>&-', "sh", *COMMAND, "inspect", str(path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == code
+        assert "Traceback" not in done.stdout + done.stderr

@@ -287,7 +287,7 @@ def told_alike(quality, least_gain):
 def test_nothing_is_better_than_what_is_always_right():
     assert told_alike(1.0, least_gain=0.005) == 1
     assert told_alike(0.9, least_gain=0.005) > 1
-    assert told_alike(0.0, least_gain=0.005) == 6  # nothing can be known of a gain on nothing
+    assert told_alike(0.0, least_gain=0.005) == 6
     assert told_alike(1.0, least_gain=0.0) == 6
 
 
