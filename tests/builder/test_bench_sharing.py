@@ -13,16 +13,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "bench"))
 
 import sharing
 
+from edge_runtime.adaptation import AdaptPlan
 from edge_runtime.backends.onnx.compiled import CompiledSession
 from edge_runtime.backends.onnx.parts import PreparedParts
 from edge_runtime.errors import EdgeError
+from edge_runtime.objectives import Budget
 
 FEW = Namespace(case="scenes", bundle=None, data=None, fraction=0.6, batch=8, rounds=1, images=12, json=None)
 
 
 def test_a_search_with_shared_beginnings_is_the_same_search() -> None:
     found = sharing._bench(FEW)
-    assert found["subnets"] > 40
+    assert found["subnets"] > AdaptPlan(Budget()).population  # ends early where a subnet answers all 12 like the full one
     assert found["image_runs"] >= 12 * found["subnets"]  # 12 images are all there are for every stage
     assert found["ratio"] > 0
 
