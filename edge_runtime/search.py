@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from statistics import fmean
 
 from edge_runtime.additive import AdditiveCost, Plan
@@ -22,11 +22,13 @@ from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace, GateValue
 from edge_runtime.objectives import Score
 from edge_runtime.seeds import near_budget, plan_within, reserve
+from edge_runtime.slices import finished
 
 __all__ = ["EvolutionSearch"]
 
 _CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
 _SCREENED = 3  # children of which the one with the least expected damage is asked
+_CHILDREN_PER_SLICE = 4  # places filled between two items of `asking`
 
 
 class EvolutionSearch:
@@ -86,15 +88,21 @@ class EvolutionSearch:
 
     def ask(self) -> list[Gates]:
         """The next generation: distinct subnets within the limit that were not asked before; empty when `done`."""
+        return finished(self.asking())
+
+    def asking(self) -> Generator[None, None, list[Gates]]:
+        """What `ask` does, some milliseconds of planning per item; another ask only after the last."""
         if self.done:
             return []
-        corrected = self._corrected()
+        corrected = yield from self._corrected()
         if self.expected_gain < self._least_gain:
             self._left = 0
             return []
         fresh: list[Gates] = []
         for gates in self._proposals(corrected):
-            if self._is_new(gates):
+            if gates is None:
+                yield
+            elif self._is_new(gates):
                 self._asked.add(gates)
                 fresh.append(gates)
             if len(fresh) == self._population:
@@ -118,26 +126,28 @@ class EvolutionSearch:
     def _rank(self, score: Score) -> tuple[float, float, float, tuple[int, ...]]:
         return (max(0.0, score.latency_ms - self._plan.limit), -score.quality, score.latency_ms, score.gates.vector())
 
-    def _proposals(self, corrected: Sequence[Gates]) -> Iterator[Gates]:
-        """Candidates for one generation, best idea first; the caller drops what is not new."""
+    def _proposals(self, corrected: Sequence[Gates]) -> Iterator[Gates | None]:
+        """Candidates for one generation, best idea first; the caller drops what is not new. None where it may pause."""
         if not self._asked:
             yield self._plan.best()
             yield from self._first
-            yield from near_budget(self._plan, self._population, self._rng)
+            yield from (yield from near_budget(self._plan, self._population, self._rng))
         if self._told:
             yield from corrected
             parents = [score.gates for score in self.best(max(2, self._population // 2))]
-            for _ in range(self._population):
+            for place in range(self._population):
+                if place % _CHILDREN_PER_SLICE == 0:
+                    yield None
                 yield from self._screened_child(parents)
         # The last resorts: warm draws where children found nothing new, then whatever a small space still holds.
         for attempt in range(self._population):
             yield self._plan.draw(self._rng, self._plan.scale * (1 + attempt))
         yield from self._reserve
 
-    def _corrected(self) -> list[Gates]:
+    def _corrected(self) -> Generator[None, None, list[Gates]]:
         """Plans over what is known now: the best as expected, then the best of damages drawn from what is possible.
 
-        Beside the best that was asked they say what is still to be gained (`expected_gain`).
+        One plan per item. Beside the best that was asked they say what is still to be gained (`expected_gain`).
         """
         if any(score.quality >= 1 for score in self._told_within()):  # the full subnet, which agrees with itself
             self.expected_gain = 0.0
@@ -150,10 +160,12 @@ class EvolutionSearch:
         model = DamageModel(self._plan.damage, list(self._told.values()))
         self._screen = model.mean()
         draws = [model.draw(self._rng) for _ in range(self._population)]
-        plans = [Plan(self._plan.cost, damage, self._plan.limit).best() for damage in draws]
-        self.expected_gain = min(self.expected_gain, self._gain(draws, plans))
-        # Of the draws, children take the places of those that were asked before.
-        return [Plan(self._plan.cost, self._screen, self._plan.limit).best(), *plans]
+        plans: list[Gates] = []
+        for damage in (self._screen, *draws):
+            plans.append(Plan(self._plan.cost, damage, self._plan.limit).best())
+            yield
+        self.expected_gain = min(self.expected_gain, self._gain(draws, plans[1:]))
+        return plans  # of the draws, children take the places of those that were asked before
 
     def _gain(self, draws: Sequence[AdditiveCost], plans: Sequence[Gates]) -> float:
         """What ending here is expected to lose, were all that were told ranked without error; in log quality.

@@ -6,12 +6,13 @@ Sees no clock, no file and no device.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 
 from edge_runtime.additive import AdditiveCost, Plan, infeasible
 from edge_runtime.checks import positive, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace, GateValue
+from edge_runtime.slices import finished
 
 __all__ = ["covering_vectors", "near_budget", "near_budget_seeds", "plan_within", "random_gates", "reserve"]
 
@@ -19,6 +20,9 @@ SMALL_SPACE = 4096
 """Up to so many subnets a space is enumerated, so that a long enough search has seen all of it."""
 
 _DRAWS_PER_SEED = 8
+
+_DRAWS_PER_SLICE = 8
+"""A draw takes a fraction of a millisecond."""
 
 
 def near_budget_seeds(
@@ -46,7 +50,7 @@ def near_budget_seeds(
         BudgetError: Not even the fastest subnet is predicted to be within the limit.
     """
     plan = plan_within(space, predict_ms, prior, limit_ms)
-    found = dict.fromkeys(near_budget(plan, whole("count", count), random.Random(whole("seed", seed))))
+    found = dict.fromkeys(finished(near_budget(plan, whole("count", count), random.Random(whole("seed", seed)))))
     for gates in reserve(plan):
         if len(found) >= count:
             break
@@ -100,14 +104,16 @@ def plan_within(space: GateSpace, predict_ms: AdditiveCost, prior: AdditiveCost 
     return plan
 
 
-def near_budget(plan: Plan, count: int, rng: random.Random) -> list[Gates]:
-    """Up to `count` distinct draws, from cold to warm, by damage."""
+def near_budget(plan: Plan, count: int, rng: random.Random) -> Generator[None, None, list[Gates]]:
+    """Up to `count` distinct draws, from cold to warm, by damage; a few draws per item."""
     found = {plan.best(): None}
-    tries = _DRAWS_PER_SEED * count
+    tries, scale = _DRAWS_PER_SEED * count, plan.scale
     for attempt in range(tries):
         if len(found) >= 4 * count:
             break
-        found.setdefault(plan.draw(rng, plan.scale * (0.05 + attempt / tries)))
+        found.setdefault(plan.draw(rng, scale * (0.05 + attempt / tries)))
+        if attempt % _DRAWS_PER_SLICE == _DRAWS_PER_SLICE - 1:
+            yield
     return _ranked(plan, found)[:count]
 
 

@@ -14,13 +14,21 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from edge_runtime.adaptation.job import AdaptJob
 from edge_runtime.adaptation.pace import FramePace
 from edge_runtime.errors import EdgeError
 
-__all__ = ["CLOSE_SECONDS", "BackgroundJob", "Stop", "StoppedError", "less_waited", "rest_seconds"]
+__all__ = [
+    "CLOSE_SECONDS",
+    "BackgroundJob",
+    "Stop",
+    "StoppedError",
+    "expected_seconds",
+    "less_waited",
+    "rest_seconds",
+]
 
 NICENESS = 10
 """Of the thread on Linux, where threads have their own; it then gives way to the application."""
@@ -34,8 +42,8 @@ EXIT_SECONDS = 10.0
 NAP_SECONDS = 0.1
 """How long the thread rests at a time; then it looks whether somebody waits for it."""
 
-LAST_SLICES = 4
-"""Of so many slices the shortest says how long the next one takes: some plan for long, some were held up by a frame."""
+LAST_SLICES = 16
+"""Of so many slices the second longest says how long the next one takes: a single one may plan for long."""
 
 SWITCH_SECONDS = 5e-5
 """After how long a thread asks for the interpreter while a search plans, which is Python for milliseconds at a time. A
@@ -174,7 +182,7 @@ class BackgroundJob:
                 slices = self.job.steps()
             lasted, waited = deque[float](maxlen=LAST_SLICES), 0.0
             while True:
-                waited += self._await_gap(min(lasted, default=0.0))
+                waited += self._await_gap(expected_seconds(lasted))
                 if self._stop.is_set():
                     return
                 began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
@@ -209,6 +217,11 @@ class BackgroundJob:
             if self._stop.wait(min(left, NAP_SECONDS)):
                 break
         return self._stop.is_set()
+
+
+def expected_seconds(lasted: Collection[float]) -> float:
+    """How long the next slice should take at most, by how long the last ones `lasted`; 0 where nothing is known yet."""
+    return sorted(lasted)[-2:][0] if lasted else 0.0
 
 
 def rest_seconds(busy: float, cpu: float, duty: float, threads: int) -> float:

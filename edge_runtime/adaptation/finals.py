@@ -20,7 +20,7 @@ __all__ = ["Finals"]
 SERIES_RUNS = (4, 16)
 """Fewest and most recorded runs of each subnet in one series, after which the clock is looked at."""
 
-MOST_RUNS = 1000
+MOST_RUNS = 500
 """Recorded runs of one subnet at most, however fast it is."""
 
 SERIES_MS = 400.0

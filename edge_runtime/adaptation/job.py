@@ -160,11 +160,13 @@ class AdaptJob:
             if choice is not None and not choice.trusted:
                 choice = None
             failed += choice is None
+            yield
             group = [] if self._heavy() else groups.better(self._limit_ms(), choice, failed)
             if group and count > 0 and self.seconds > self._plan.seconds:
                 self._cut, group = True, []
             if not group:
                 break
+            yield
             yield from self._measure(group)
 
     def _heavy(self) -> bool:

@@ -43,7 +43,7 @@ class AdaptPlan:
     runs: int = RUNS_NEEDED[95] + 10
     """Recorded runs of each finalist at least; a p95 is stated from 130 on."""
 
-    measure_seconds: float = 3.0
+    measure_seconds: float = 2.0
     """Fast subnets are run more often, until the first group has been measured for so long: a burst of load is then a
     part. Each further group, of half as many, takes half of it. Rests between bursts count, so in the background it is
     mostly `runs` that decides."""

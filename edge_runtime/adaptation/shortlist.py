@@ -87,7 +87,8 @@ class Shortlist:
             search = self._evolution()
         except BudgetError:  # by the table; the measurement has the last word
             return
-        self.ladder = self._rungs()
+        yield
+        self.ladder = yield from self._rungs()
         per_image = yield from self._climb(first)
         self._set_goal(per_image)
         yield from self._evolve(search, deadline=self._plan.seconds - self._reserve(per_image))
@@ -146,8 +147,8 @@ class Shortlist:
         told, late = 0, False
         while not search.done and not late:
             scores: list[Score] = []
-            asked = search.ask()
-            yield  # an ask plans for a while
+            asked = yield from search.asking()
+            yield
             first = {*asked[:1], *self.course.seeds}  # what is likely best comes first, if there is little time
             for gates in sorted(asked, key=lambda gates: (gates not in first, _beginnings(gates))):
                 late = self._late(gates, told + len(scores), deadline)
@@ -166,8 +167,8 @@ class Shortlist:
             return count >= self.course.proposals
         return self._evaluator.missing(gates, self._images(0)) > 0 and self._seconds() > deadline
 
-    def _rungs(self) -> list[Gates]:
-        """The fastest subnet, and two by the prior at each of a few latency levels, the limit the last."""
+    def _rungs(self) -> Generator[None, None, list[Gates]]:
+        """The fastest subnet, and two by the prior at each of a few latency levels up to the limit, one per item."""
         lowest = fastest(self._cost)
         bottom, space = self._cost(lowest), self._cost.space
         rungs = {lowest: None}
@@ -175,6 +176,7 @@ class Shortlist:
         for level in range(1, LADDER + 1):
             limit = bottom * (top / bottom) ** (level / LADDER)
             rungs |= dict.fromkeys(near_budget_seeds(space, self._cost, self._prior, limit, 2, self._plan.seed))
+            yield
         return sorted(rungs, key=self._cost)
 
     def _set_goal(self, per_image: float) -> None:

@@ -17,6 +17,7 @@ from edge_runtime.backends.base import Array, Session
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import Measurement
+from edge_runtime.slices import finished
 
 __all__ = ["Candidate", "Clock", "heeding", "measure", "measure_candidates", "measure_in_bursts"]
 
@@ -108,11 +109,7 @@ def measure_candidates(
     )
     next(bursts)
     began_ns = clock_ns()  # the first burst of all pays for memory
-    while True:
-        try:
-            next(bursts)
-        except StopIteration as end:
-            return list(end.value)
+    return finished(bursts)
 
 
 def measure_in_bursts(

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime import Budget, EdgeModel
-from edge_runtime.adaptation.background import NAP_SECONDS, BackgroundJob, less_waited
+from edge_runtime.adaptation.background import NAP_SECONDS, BackgroundJob, expected_seconds, less_waited
 from edge_runtime.adaptation.pace import LEAST_NAP_SECONDS, PATIENCE, FramePace
 from edge_runtime.cli.assets import demo_bundle
 
@@ -115,6 +115,40 @@ def test_two_loops_whose_frames_cross_hold_nothing_up() -> None:
 )
 def test_what_was_waited_is_no_longer_to_be_rested(rest: float, waited: float, owed: float, left: float) -> None:
     assert less_waited(rest, waited) == pytest.approx((owed, left))
+
+
+@pytest.mark.parametrize(
+    ("lasted", "expected"),
+    [([], 0.0), ([0.003], 0.003), ([0.004, 0.003], 0.003), ([0.002, 0.005, 0.003, 0.05, 0.004], 0.005)],
+)
+def test_a_slice_is_expected_to_last_as_long_as_most_but_not_as_one_that_planned(
+    lasted: list[float], expected: float
+) -> None:
+    assert expected_seconds(lasted) == expected
+
+
+class Uneven:
+    """Slices in turns short and long."""
+
+    def steps(self) -> Iterator[None]:
+        for seconds in (1e-3, 1e-2) * 12:
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                pass
+            yield
+
+
+def test_room_is_asked_for_the_longer_of_uneven_slices() -> None:
+    asked: list[float] = []
+
+    class Noting(FramePace):
+        def nap_s(self, now_s: float, needed_s: float, since_s: float) -> float:
+            asked.append(needed_s)
+            return 0.0
+
+    made: Any = lambda: Uneven()  # noqa: E731
+    assert BackgroundJob(made, done=print, failed=print, duty=1.0, pace=Noting()).wait(30)
+    assert min(asked[6:]) >= 1e-2
 
 
 class RestNoting(BackgroundJob):
