@@ -28,7 +28,7 @@ __all__ = ["EvolutionSearch"]
 
 _CHILD_TRIES = 24  # attempts at a child that is new and within the limit, for each place in a generation
 _SCREENED = 3  # children of which the one with the least expected damage is asked
-_CHILDREN_PER_SLICE = 4  # places filled between two items of `asking`
+_PROPOSALS_PER_SLICE = 4  # between two items of `asking`; a child takes up to a millisecond and more
 
 
 class EvolutionSearch:
@@ -91,18 +91,19 @@ class EvolutionSearch:
         return finished(self.asking())
 
     def asking(self) -> Generator[None, None, list[Gates]]:
-        """What `ask` does, some milliseconds of planning per item; another ask only after the last."""
+        """What `ask` does, a piece of planning per item: mostly milliseconds. To be run to its end before the next."""
         if self.done:
             return []
         corrected = yield from self._corrected()
         if self.expected_gain < self._least_gain:
             self._left = 0
             return []
+        drawn = [] if self._asked else (yield from near_budget(self._plan, self._population, self._rng))
         fresh: list[Gates] = []
-        for gates in self._proposals(corrected):
-            if gates is None:
+        for number, gates in enumerate(self._proposals(corrected, drawn)):
+            if number % _PROPOSALS_PER_SLICE == 0:
                 yield
-            elif self._is_new(gates):
+            if self._is_new(gates):
                 self._asked.add(gates)
                 fresh.append(gates)
             if len(fresh) == self._population:
@@ -126,22 +127,21 @@ class EvolutionSearch:
     def _rank(self, score: Score) -> tuple[float, float, float, tuple[int, ...]]:
         return (max(0.0, score.latency_ms - self._plan.limit), -score.quality, score.latency_ms, score.gates.vector())
 
-    def _proposals(self, corrected: Sequence[Gates]) -> Iterator[Gates | None]:
-        """Candidates for one generation, best idea first; the caller drops what is not new. None where it may pause."""
+    def _proposals(self, corrected: Sequence[Gates], drawn: Sequence[Gates]) -> Iterator[Gates]:
+        """Candidates for one generation, best idea first; the caller drops what is not new."""
         if not self._asked:
             yield self._plan.best()
             yield from self._first
-            yield from (yield from near_budget(self._plan, self._population, self._rng))
+            yield from drawn
         if self._told:
             yield from corrected
             parents = [score.gates for score in self.best(max(2, self._population // 2))]
-            for place in range(self._population):
-                if place % _CHILDREN_PER_SLICE == 0:
-                    yield None
-                yield from self._screened_child(parents)
+            for _ in range(self._population):
+                yield self._screened_child(parents)
         # The last resorts: warm draws where children found nothing new, then whatever a small space still holds.
+        scale = self._plan.scale
         for attempt in range(self._population):
-            yield self._plan.draw(self._rng, self._plan.scale * (1 + attempt))
+            yield self._plan.draw(self._rng, scale * (1 + attempt))
         yield from self._reserve
 
     def _corrected(self) -> Generator[None, None, list[Gates]]:
@@ -182,8 +182,8 @@ class EvolutionSearch:
     def _told_within(self) -> list[Score]:
         return [score for gates, score in self._told.items() if self._plan.fits(gates)]
 
-    def _screened_child(self, parents: Sequence[Gates]) -> list[Gates]:
-        """The least damaging of a few new children within the limit; an empty list where none was found."""
+    def _screened_child(self, parents: Sequence[Gates]) -> Gates:
+        """The least damaging of a few new children within the limit; where none was found, one that is not new."""
         children: list[Gates] = []
         for _ in range(_CHILD_TRIES):
             child = self._repaired(self._mutated(self._crossed(parents)))
@@ -191,7 +191,7 @@ class EvolutionSearch:
                 children.append(child)
             if len(children) == _SCREENED:
                 break
-        return [min(children, key=self._screen)] if children else []
+        return min(children or [child], key=self._screen)
 
     def _crossed(self, parents: Sequence[Gates]) -> Gates:
         """Each value from one of two parents; the better half of a tournament is likelier to be one."""

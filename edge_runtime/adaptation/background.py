@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import heapq
 import math
 import os
 import sys
@@ -43,7 +44,7 @@ NAP_SECONDS = 0.1
 """How long the thread rests at a time; then it looks whether somebody waits for it."""
 
 LAST_SLICES = 16
-"""Of so many slices the second longest says how long the next one takes: a single one may plan for long."""
+"""Of so many slices the second longest says how long the next one takes: a single one may be held up for long."""
 
 SWITCH_SECONDS = 5e-5
 """After how long a thread asks for the interpreter while a search plans, which is Python for milliseconds at a time. A
@@ -221,7 +222,7 @@ class BackgroundJob:
 
 def expected_seconds(lasted: Collection[float]) -> float:
     """How long the next slice should take at most, by how long the last ones `lasted`; 0 where nothing is known yet."""
-    return sorted(lasted)[-2:][0] if lasted else 0.0
+    return heapq.nlargest(2, lasted)[-1] if lasted else 0.0
 
 
 def rest_seconds(busy: float, cpu: float, duty: float, threads: int) -> float:

@@ -1,7 +1,8 @@
 """One search from the first image to the choice, in slices: shortlist, measure in groups, choose.
 
-`steps` is a generator: whoever drives it decides when each slice runs. A slice is one batch, or one burst of runs; the
-first one may be the calibration of the latency table, which takes a few seconds where it is not cached.
+`steps` is a generator: whoever drives it decides when each slice runs. A slice is one batch, one burst of runs, or a
+piece of planning; the first one may be the calibration of the latency table, which takes a few seconds where it is not
+cached.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 __all__ = ["FramePace"]
 
 PATIENCE = 2.0
-"""What is waited at most, in the time that is needed: a search keeps a third of a CPU, or the less that it may take."""
+"""What is waited at most, in the time that is needed. Of slices that take as long as needed a search keeps a third of a
+CPU, or the less that it may take; of shorter ones less where no two fit between two frames."""
 
 LEAST_NAP_SECONDS = 1e-3
 

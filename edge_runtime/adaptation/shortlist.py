@@ -80,7 +80,10 @@ class Shortlist:
         self._full, self._plan, self._seconds = cost.space.default, plan, seconds
 
     def steps(self) -> Iterator[None]:
-        """Fill `pool`, `ladder` and `fallen`, a batch per item. A limit below every prediction leaves them empty."""
+        """Fill `pool`, `ladder` and `fallen`, a batch or a piece of planning per item.
+
+        A limit below every prediction leaves them empty.
+        """
         first = self._images(0)
         yield from self.evaluate([self._full], first)
         try:
@@ -168,7 +171,7 @@ class Shortlist:
         return self._evaluator.missing(gates, self._images(0)) > 0 and self._seconds() > deadline
 
     def _rungs(self) -> Generator[None, None, list[Gates]]:
-        """The fastest subnet, and two by the prior at each of a few latency levels up to the limit, one per item."""
+        """The fastest subnet, and two by the prior at each of a few latencies up to the limit; a latency per item."""
         lowest = fastest(self._cost)
         bottom, space = self._cost(lowest), self._cost.space
         rungs = {lowest: None}

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="a .nnf file or a bundle directory")
     parser.add_argument("--data", metavar="PATH", required=True, help="folder of images, or .npz file")
     parser.add_argument(
-        "--budget", metavar="LIMIT", help="p95 of one frame: milliseconds like 33, or 60%% of the full subnet's"
+        "--budget",
+        metavar="LIMIT",
+        help="p95 of one frame: milliseconds like 33, or 60%% of the full subnet's; without one nothing limits the time",
     )
     parser.add_argument(
         "--memory-mib", metavar="MIB", type=float, help="peak memory of this process, the search included"

@@ -15,11 +15,12 @@ from edge_runtime.adaptation.memory import Memory
 from edge_runtime.adaptation.pace import FramePace
 from edge_runtime.backends.base import Session, SessionOptions
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import EdgeError, StateError
+from edge_runtime.errors import EdgeError, ResourceError, StateError
 from edge_runtime.gates import Gates
 from edge_runtime.inputs import Frame
 from edge_runtime.measure import Clock, Drift, LatencyModel, calibrate
 from edge_runtime.model.jobs import Check, Jobs, Labels
+from edge_runtime.model.witness import Witness
 from edge_runtime.objectives import Budget
 from edge_runtime.state import StateDir
 from edge_runtime.swap import ActiveGates
@@ -66,6 +67,7 @@ class Searches:
         self._checkpoints = Checkpoints(state, f"search-{memory_name}")
         self._jobs = Jobs(bundle, session, self._checkpoints, calibrate=self._predictions, clock_ns=clock_ns)
         self._background: BackgroundJob | None = None
+        self._witness: Witness | None = None
         self._lock = threading.Lock()  # held for moments: which search is the present one, and to apply its result
         self._learning = threading.Lock()
 
@@ -116,6 +118,7 @@ class Searches:
     def start(self, take: Callable[[], tuple[Frame, Labels | None]], budget: Budget, plan: AdaptPlan) -> None:
         """Search in the background instead of what is searched there; `take` gives the images, and is called there."""
         before, stop = self._active.gates, Stop()
+        witness = self._witness = Witness(before)
 
         def check() -> None:
             if stop.is_set():
@@ -123,8 +126,13 @@ class Searches:
 
         def done(job: AdaptJob) -> None:
             with self._lock:
-                if self._background is background:
+                if self._background is not background:
+                    return
+                objection = witness.objection(_result_of(job), budget)
+                if objection is None:
                     self._apply(job, budget, before)
+                else:
+                    self._fail(ResourceError(objection, hint="nothing was changed; the next search measures again"))
 
         def failed(error: EdgeError) -> None:
             with self._lock:
@@ -184,6 +192,8 @@ class Searches:
 
     def observe(self, time_s: float, latency_ms: float, gates: Gates) -> None:
         """A frame was served by a subnet in so much time; frames of others than the active one say nothing of it."""
+        if self._witness is not None:
+            self._witness.add(gates, latency_ms)
         if self.memory is not None and gates == self._active.gates:
             self.drift.add(self.memory.table, gates, latency_ms, time_s)
 
@@ -194,9 +204,7 @@ class Searches:
 
     def _apply(self, job: AdaptJob, budget: Budget, before: Gates) -> AdaptStatus:
         """Make the chosen subnet the active one, tell the loop's control, remember it."""
-        result = job.result
-        if result is None:
-            raise EdgeError("the search did not end", hint="run its steps to the end")
+        result = _result_of(job)
         chosen = result.choice.score
         measured = tuple(c.score for c in result.candidates if c.score.measured)
         self._control.learn(result.frontier, measured)
@@ -250,6 +258,12 @@ class Searches:
                 self.memory.save(self._state, self._memory_name)
             except StateError as error:
                 self._note = str(error)
+
+
+def _result_of(job: AdaptJob) -> AdaptResult:
+    if job.result is None:
+        raise EdgeError("the search did not end", hint="run its steps to the end")
+    return job.result
 
 
 def _status_at_start(active: Gates, memory: Memory | None) -> AdaptStatus:

@@ -13,7 +13,6 @@ from edge_runtime.gates import GateGroup, GateSpace
 from edge_runtime.objectives import Score
 from edge_runtime.search import EvolutionSearch
 from edge_runtime.seeds import near_budget_seeds
-from edge_runtime.slices import finished
 from tests.support.spaces import costs, spaces
 
 small = spaces(max_groups=3)
@@ -249,35 +248,6 @@ def searched(seed, generations=8, least_gain=0.0):
 def test_the_same_seed_gives_the_same_asks():
     assert searched(5)[0] == searched(5)[0]
     assert searched(5)[0] != searched(6)[0]
-
-
-def counted(slices, draws, counts):
-    """The same slices; into `counts` goes how many draws each made."""
-    while True:
-        draws.clear()
-        try:
-            next(slices)
-        except StopIteration as end:
-            return end.value
-        finally:
-            counts.append(len(draws))
-        yield
-
-
-def test_asking_in_slices_asks_the_same_and_plans_little_in_each(monkeypatch):
-    draw, draws, counts = Plan.draw, [], []
-    monkeypatch.setattr(Plan, "draw", lambda *arguments: draws.append(arguments) or draw(*arguments))
-    space = deep_space()
-    cost, damage = deep_tables(space, 5)
-    limit = 0.5 * cost(space.default)
-    whole, sliced = (EvolutionSearch(space, predict_ms=cost, limit_ms=limit, prior=damage, seed=5) for _ in range(2))
-    while not whole.done:
-        asked = whole.ask()
-        assert finished(counted(sliced.asking(), draws, counts)) == asked
-        for search in (whole, sliced):
-            search.tell([told(gates, 0.9 - damage(gates) / 9, cost(gates)) for gates in asked])
-    assert sum(counts) > 100
-    assert max(counts) <= 10
 
 
 def test_on_a_real_size_the_search_improves_on_the_prior_and_on_chance():

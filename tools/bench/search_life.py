@@ -125,7 +125,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", default=str(assets / "demo.nnf"), help="default: the demo's")
     parser.add_argument("--data", default=str(assets / "demo_images.npz"), help=".npz of images (default: the demo's)")
     parser.add_argument("--images", type=int, default=200, help="images of each of the two searches (default 200)")
-    parser.add_argument("--measure-seconds", type=float, default=3.0, help="time of one group of finalists (default 3)")
+    seconds = AdaptPlan(BUDGET).measure_seconds
+    parser.add_argument(
+        "--measure-seconds", type=float, default=seconds, help="time of the first group of finalists (default: as ever)"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 

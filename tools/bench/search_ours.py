@@ -7,7 +7,7 @@ are "measured" on a session that takes exactly as long as it says, and no headro
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -169,12 +169,13 @@ def _evolved(search: EvolutionSearch, evaluator: Evaluator, cost: AdditiveCost, 
 class _Unseeded(EvolutionSearch):
     """Evolution alone: its first generation is random subnets within the limit, and nothing is planned later."""
 
-    def _proposals(self, corrected: Sequence[Gates]) -> Iterator[Gates]:
+    def _proposals(self, corrected: Sequence[Gates], drawn: Sequence[Gates]) -> Iterator[Gates]:
         if self._asked:
-            yield from super()._proposals(corrected)
+            yield from super()._proposals(corrected, drawn)
             return
         plan = Plan(self._plan.cost, self._plan.damage.scaled(0.0), self._plan.limit)
         yield from random_feasible(plan, self._population, self._rng)
 
-    def _corrected(self) -> list[Gates]:
+    def _corrected(self) -> Generator[None, None, list[Gates]]:
+        yield
         return []
