@@ -4,7 +4,8 @@ Every closed region (see `regions`) between two values is a candidate. It is wor
 an inner width, and where it can be skipped (a residual region of one shape) all of its compute. Candidates that do not
 overlap are chosen so that the sum is largest, in one pass over the graph; equal sums are decided for residual regions,
 for more units, then for fewer nodes. So a residual block, a linear bottleneck, the inside of a dense layer, the branch
-of a split, and a pair of plain convolutions come out of the same rule. The stem and the head stay fixed.
+of a split, a pair of plain convolutions, and a classifier with a hidden layer come out of the same rule. The stem stays
+fixed, and a head without a hidden layer.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from builder.elastify.nodes import (
     shape_of,
     tensor_inputs,
 )
-from builder.elastify.regions import GraphIndex, Region, bits, find_regions, is_image
+from builder.elastify.regions import GraphIndex, Region, bits, find_regions, is_image, is_result
 
 __all__ = ["Choice", "choose_units"]
 
@@ -126,7 +127,7 @@ class _Chooser:
 
     def _is_cut(self, node: fx.Node) -> bool:
         """Whether a unit may begin or end at a value: not between a layer and its BN, activation or padding."""
-        if not is_image(node) or is_padding(self._traced, node):
+        if not (is_image(node) or is_result(node)) or is_padding(self._traced, node):
             return False
         users = list(node.users)
         if len(users) != 1:
@@ -139,7 +140,8 @@ class _Chooser:
     def _is_behind_stem(self, region: Region) -> bool:
         """Whether a convolution comes before it: the first one, which reads the image, stays fixed."""
         above = self.index.ancestors[region.entry] | 1 << region.entry
-        return bool(above & self._convs) and bool(region.mask & self._convs)
+        wanted = self._layers if is_result(self.index.nodes[region.exit]) else self._convs
+        return bool(above & self._convs) and bool(region.mask & wanted)
 
     def _exit_addition(self, region: Region) -> fx.Node:
         """The node behind which only activations follow up to the exit."""
@@ -207,6 +209,8 @@ class _Chooser:
         if residual:
             return "residual region"
         nodes = [self.index.nodes[i] for i in bits(region.mask)]
+        if not is_image(nodes[-1]):
+            return "head with a hidden layer"
         names = {op_name(self._traced, node) for node in nodes}
         if names & {"cat", "concat"}:
             return "branches that are concatenated"

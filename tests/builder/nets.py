@@ -206,6 +206,31 @@ class PlainNet(nn.Module):
         return self.head(functional.adaptive_avg_pool2d(x, 1)).flatten(1)
 
 
+class WideHeadNet(nn.Module):
+    """Inverted residuals, and a head that widens before the pooling, as that of MobileNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.units = nn.Sequential(conv(3, 16, stride=2), Bottleneck(16, 24, 2), Bottleneck(24, 24, 1), conv(24, 96, 1))
+        self.head = nn.Sequential(nn.Dropout(0.2), nn.Linear(96, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.units(x).mean((2, 3)))
+
+
+class DenseHeadNet(nn.Module):
+    """Plain convolutions, and a head of linear layers on all pixels, as that of VGG."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv(3, 16, stride=4), conv(16, 32, stride=2), conv(32, 16))
+        hidden = (nn.Linear(16 * 16, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 48), nn.ReLU())
+        self.head = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(48, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
 class TappedNet(nn.Module):
     """Two inputs; logits and two levels of features that are read on the way; returns nested containers."""
 

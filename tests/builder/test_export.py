@@ -14,7 +14,7 @@ from builder.export import BundleInfo, check_parity, pack, static_graph, static_
 from edge_runtime.backends import SessionOptions, open_session, open_static
 from edge_runtime.backends.onnx.layout import convolution_layouts
 from edge_runtime.bundle import Bundle, Preprocessing, Provenance
-from tests.builder.nets import Basic, BasicNet, BottleneckNet, images, made
+from tests.builder.nets import Basic, BasicNet, BottleneckNet, DenseHeadNet, WideHeadNet, images, made
 
 pytestmark = pytest.mark.builder
 
@@ -27,7 +27,9 @@ INFO = BundleInfo(
 )
 
 
-@pytest.fixture(scope="module", params=[BottleneckNet, BasicNet], ids=lambda kind: kind.__name__)
+@pytest.fixture(
+    scope="module", params=[BottleneckNet, BasicNet, WideHeadNet, DenseHeadNet], ids=lambda kind: kind.__name__
+)
 def exported(request, tmp_path_factory):
     oracle = made(request.param)
     supernet = elastify(oracle, images(32))

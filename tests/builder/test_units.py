@@ -19,7 +19,18 @@ from tests.builder.nets import images, made
 
 pytestmark = pytest.mark.builder
 
-KINDS = [nets.DenseNet, nets.FireNet, nets.GroupNet, nets.MixNet, nets.ShuffleNet, nets.NextNet, nets.PlainNet]
+KINDS = [
+    nets.DenseNet,
+    nets.FireNet,
+    nets.GroupNet,
+    nets.MixNet,
+    nets.ShuffleNet,
+    nets.NextNet,
+    nets.PlainNet,
+    nets.WideHeadNet,
+    nets.DenseHeadNet,
+]
+HEAD = "head with a hidden layer"
 
 
 def units_of(net):
@@ -27,21 +38,23 @@ def units_of(net):
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason", "count", "skips"),
+    ("kind", "reasons", "skips"),
     [
-        (nets.DenseNet, "linear bottleneck", 3, 0),
-        (nets.FireNet, "branches that are concatenated", 2, 1),
-        (nets.GroupNet, "residual region", 2, 2),
-        (nets.MixNet, "residual region", 1, 1),
-        (nets.ShuffleNet, "depthwise separable run", 3, 3),
-        (nets.NextNet, "residual region", 3, 3),
-        (nets.PlainNet, "plain run of convolutions", 2, 1),
+        (nets.DenseNet, ["linear bottleneck"] * 3, 0),
+        (nets.FireNet, ["branches that are concatenated", HEAD], 1),
+        (nets.GroupNet, ["residual region"] * 2, 2),
+        (nets.MixNet, ["residual region"], 1),
+        (nets.ShuffleNet, ["depthwise separable run"] * 3, 3),
+        (nets.NextNet, ["residual region"] * 3, 3),
+        (nets.PlainNet, ["plain run of convolutions", HEAD], 0),
+        (nets.WideHeadNet, ["linear bottleneck", "residual region", HEAD], 1),
+        (nets.DenseHeadNet, ["plain run of convolutions", HEAD], 0),
     ],
 )
-def test_every_kind_of_block_becomes_a_unit_and_the_default_path_is_bit_equal(kind, reason, count, skips):
+def test_every_kind_of_block_becomes_a_unit_and_the_default_path_is_bit_equal(kind, reasons, skips):
     net, x = made(kind), images(8)
     supernet = elastify(net, x)
-    assert [supernet.segments[unit.segment].reason for unit in supernet.units] == [reason] * count
+    assert [supernet.segments[unit.segment].reason for unit in supernet.units] == reasons
     assert sum("skip" in group.labels for group in supernet.space.groups) == skips
     assert all("narrow50" in group.labels for group in supernet.space.groups)
     with torch.no_grad():
