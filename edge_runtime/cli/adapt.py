@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget",
         metavar="LIMIT",
-        help="p95 of one frame: milliseconds like 33, or 60%% of the full subnet's; without one nothing limits the time",
+        help="p95 of one frame: milliseconds like 33, or 60%% of the full subnet's; without it time is no limit",
     )
     parser.add_argument(
         "--memory-mib", metavar="MIB", type=float, help="peak memory of this process, the search included"

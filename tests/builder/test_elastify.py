@@ -151,8 +151,8 @@ def test_impossible_widths_are_refused(widths):
     ("module", "name", "units"), [("resnet", "resnet18", 8), ("mobilenetv2", "mobilenetv2_wd4", 17)]
 )
 def test_architectures_that_nobody_here_wrote(module, name, units):
-    # The first of the 17 bottlenecks of this MobileNetV2 has 8 inner channels: nothing to narrow, so it stays fixed. Its
-    # head widens to 1,280 channels before the pooling; that of ResNet has no hidden layer.
+    # The first of the 17 bottlenecks of this MobileNetV2 has 8 inner channels: nothing to narrow, so it stays fixed.
+    # Its head widens to 1,280 channels before the pooling; that of ResNet has no hidden layer.
     models = pytest.importorskip(f"pytorchcv.models.{module}", reason="pip install --no-deps pytorchcv")
     torch.manual_seed(0)
     net = getattr(models, name)(pretrained=False).eval()
