@@ -204,11 +204,12 @@ def test_the_batch_stays_free_where_code_reads_sizes():
 
 
 def test_norms_are_put_back_without_changing_the_function():
-    for segment in units_of(made(nets.PlainNet)):
+    counts = (3, 1)  # the classifier behind the pooling gets none: it would level the images of a batch
+    for segment, count in zip(units_of(made(nets.PlainNet)), counts, strict=True):
         x = torch.rand(16, *segment.in_shape)
         unit = with_norms(segment.module, [x])
         norms = [module for module in unit.modules() if isinstance(module, nn.BatchNorm2d)]
-        assert len(norms) == 2
+        assert len(norms) == count
         with torch.no_grad():
             assert torch.allclose(unit(x), segment.module(x), atol=1e-5)
             settled = unit(x)
