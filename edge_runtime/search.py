@@ -142,7 +142,7 @@ class EvolutionSearch:
         scale = self._plan.scale
         for attempt in range(self._population):
             yield self._plan.draw(self._rng, scale * (1 + attempt))
-        yield from self._reserve
+        yield from filter(self._is_new, self._reserve)
 
     def _corrected(self) -> Generator[None, None, list[Gates]]:
         """Plans over what is known now: the best as expected, then the best of damages drawn from what is possible.

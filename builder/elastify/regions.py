@@ -14,7 +14,7 @@ from torch import fx
 
 from builder.elastify.nodes import shape_of, tensor_inputs
 
-__all__ = ["GraphIndex", "Region", "bits", "find_regions", "is_image", "is_result"]
+__all__ = ["GraphIndex", "Region", "bits", "find_regions", "is_image"]
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -95,8 +95,3 @@ def is_image(node: fx.Node) -> bool:
     """Whether a value is [N, C, H, W] with more than one pixel."""
     shape = shape_of(node)
     return len(shape) == 4 and shape[2] * shape[3] > 1
-
-
-def is_result(node: fx.Node) -> bool:
-    """Whether the network returns a value, such as the logits behind a classifier's hidden layer."""
-    return len(shape_of(node)) > 1 and any(user.op == "output" for user in node.users)

@@ -4,8 +4,8 @@ Every closed region (see `regions`) between two values is a candidate. It is wor
 an inner width, and where it can be skipped (a residual region of one shape) all of its compute. Candidates that do not
 overlap are chosen so that the sum is largest, in one pass over the graph; equal sums are decided for residual regions,
 for more units, then for fewer nodes. So a residual block, a linear bottleneck, the inside of a dense layer, the branch
-of a split, a pair of plain convolutions, and a classifier with a hidden layer come out of the same rule. The stem stays
-fixed, and a head without a hidden layer.
+of a split, a pair of plain convolutions, and a single head with a hidden layer come out of the same rule. The stem
+stays fixed, and any other head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from builder.elastify.nodes import (
     shape_of,
     tensor_inputs,
 )
-from builder.elastify.regions import GraphIndex, Region, bits, find_regions, is_image, is_result
+from builder.elastify.regions import GraphIndex, Region, bits, find_regions, is_image
 
 __all__ = ["Choice", "choose_units"]
 
@@ -127,7 +127,7 @@ class _Chooser:
 
     def _is_cut(self, node: fx.Node) -> bool:
         """Whether a unit may begin or end at a value: not between a layer and its BN, activation or padding."""
-        if not (is_image(node) or is_result(node)) or is_padding(self._traced, node):
+        if not (is_image(node) or self._is_last_layer(node)) or is_padding(self._traced, node):
             return False
         users = list(node.users)
         if len(users) != 1:
@@ -137,10 +137,17 @@ class _Chooser:
         added = is_add(node) and is_activation(self._traced, users[0])
         return not (sticky and made_by_layer) and not added
 
+    def _is_last_layer(self, node: fx.Node) -> bool:
+        """Whether a value that is no image is a layer's, its norm's or its activation's, and no layer comes later."""
+        position = self.index.position[node]
+        of_layer = self._layers >> position & 1 or is_norm(self._traced, node) or is_activation(self._traced, node)
+        later = self.index.descendants[position] & self._layers
+        return bool(of_layer) and not later and len(shape_of(node)) > 1 and not is_image(node)
+
     def _is_behind_stem(self, region: Region) -> bool:
         """Whether a convolution comes before it: the first one, which reads the image, stays fixed."""
         above = self.index.ancestors[region.entry] | 1 << region.entry
-        wanted = self._layers if is_result(self.index.nodes[region.exit]) else self._convs
+        wanted = self._convs if is_image(self.index.nodes[region.exit]) else self._layers
         return bool(above & self._convs) and bool(region.mask & wanted)
 
     def _exit_addition(self, region: Region) -> fx.Node:

@@ -67,7 +67,7 @@ class Searches:
         self._checkpoints = Checkpoints(state, f"search-{memory_name}")
         self._jobs = Jobs(bundle, session, self._checkpoints, calibrate=self._predictions, clock_ns=clock_ns)
         self._background: BackgroundJob | None = None
-        self._witness: Witness | None = None
+        self._witness = Witness(active.gates)
         self._lock = threading.Lock()  # held for moments: which search is the present one, and to apply its result
         self._learning = threading.Lock()
 
@@ -128,10 +128,12 @@ class Searches:
             with self._lock:
                 if self._background is not background:
                     return
-                objection = witness.objection(_result_of(job), budget)
+                stays = self._active.gates == before
+                objection = witness.objection(_result_of(job), budget) if stays else None
                 if objection is None:
                     self._apply(job, budget, before)
                 else:
+                    self._checkpoints.remove()  # its time is used up
                     self._fail(ResourceError(objection, hint="nothing was changed; the next search measures again"))
 
         def failed(error: EdgeError) -> None:
@@ -192,9 +194,12 @@ class Searches:
 
     def observe(self, time_s: float, latency_ms: float, gates: Gates) -> None:
         """A frame was served by a subnet in so much time; frames of others than the active one say nothing of it."""
-        if self._witness is not None:
+        if gates != self._active.gates:
+            return
+        background = self.running
+        if background is not None and background.job is not None and background.job.phase == "measure":
             self._witness.add(gates, latency_ms)
-        if self.memory is not None and gates == self._active.gates:
+        if self.memory is not None:
             self.drift.add(self.memory.table, gates, latency_ms, time_s)
 
     def _predictions(self, check: Check | None) -> LatencyModel:

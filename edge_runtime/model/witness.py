@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 
 from edge_runtime.adaptation import AdaptResult
-from edge_runtime.adaptation.status import Candidate, Fate
+from edge_runtime.adaptation.plan import HEADROOM
 from edge_runtime.gates import Gates
 from edge_runtime.objectives import RUNS_NEEDED, Budget, percentile
 
@@ -17,12 +17,12 @@ __all__ = ["Witness"]
 
 KEPT_FRAMES = 4000
 
-TOO_SLOW: tuple[Fate, ...] = ("over budget", "uncertain", "reference")
-"""Fates of finalists that a search took for too slow, or perhaps too slow."""
+CONTRADICTION = 1.5
+"""From so many times the loop's p95 on, that of the search was held up; a slice among frames is slower by less."""
 
 
 class Witness:
-    """The frames that one subnet answered while a search ran."""
+    """The frames that one subnet answered while finalists were measured."""
 
     def __init__(self, gates: Gates) -> None:
         self._gates = gates
@@ -36,22 +36,20 @@ class Witness:
     def objection(self, result: AdaptResult, budget: Budget) -> str | None:
         """Why a result is not to be trusted; None where nothing speaks against it, or too few frames came.
 
-        It is where the subnet kept the limit in the loop, seemed too slow in the search, and a worse one is chosen.
-        Only for a limit in milliseconds: a share of the full subnet's time is one of what was measured just as busy.
+        It is where the subnet kept the limit in the loop with room to spare, was measured far above that and above the
+        limit, and a worse one is chosen. Only for a limit in milliseconds without one on the energy: a share is one of
+        what was measured just as busy.
         """
-        latencies_ms = sorted(self._latencies_ms.copy())
-        own = next((c for c in result.candidates if c.score.gates == self._gates), None)
-        if own is None or budget.latency_ms is None or len(latencies_ms) < RUNS_NEEDED[95]:
+        limit_ms, latencies_ms = budget.latency_ms, sorted(self._latencies_ms.copy())
+        own = next((c.score for c in result.candidates if c.score.gates == self._gates and c.score.measured), None)
+        if own is None or limit_ms is None or budget.energy_mj is not None or len(latencies_ms) < RUNS_NEEDED[95]:
             return None
-        p95_ms = percentile(latencies_ms, 95)
-        if p95_ms > budget.latency_ms or not self._was_refused(own, result):
+        p95_ms, chosen = percentile(latencies_ms, 95), result.choice.score
+        in_time = p95_ms <= limit_ms * (1 - HEADROOM) and (own.peak_bytes or 0) <= budget.memory_bytes
+        held_up = own.latency_ms > limit_ms and own.latency_ms >= CONTRADICTION * p95_ms
+        if not (in_time and held_up and chosen.quality < own.quality):
             return None
         return (
-            f"{result.choice.score.gates} would be worse than {self._gates}, which seemed too slow in the search "
-            f"(p95 {own.score.latency_ms:.2f} ms) but kept {budget} in the loop (p95 {p95_ms:.2f} ms)"
+            f"{chosen.gates} would be worse than {self._gates}, which seemed too slow in the search "
+            f"(p95 {own.latency_ms:.2f} ms) but kept {budget} in the loop (p95 {p95_ms:.2f} ms)"
         )
-
-    def _was_refused(self, own: Candidate, result: AdaptResult) -> bool:
-        """Whether a worse subnet is chosen because this one seemed too slow."""
-        chosen = result.choice.score
-        return own.fate in TOO_SLOW and chosen.gates != self._gates and chosen.quality < own.score.quality

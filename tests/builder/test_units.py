@@ -6,16 +6,21 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
+from builder.distill import measure_prior
 from builder.elastify import ElasticOptions, NothingElasticError, elastify, find_segments
 from builder.elastify.channels import channel_plan, inner_widths
 from builder.elastify.cost import multiply_accumulates
 from builder.elastify.narrow import channel_importance, kept_units, narrow
 from builder.elastify.norms import with_norms
 from builder.elastify.trace import trace
+from builder.export import pack
+from edge_runtime.backends import open_session
 from edge_runtime.errors import UsageError
 from tests.builder import nets
 from tests.builder.nets import images, made
+from tests.builder.test_export import INFO
 
 pytestmark = pytest.mark.builder
 
@@ -59,6 +64,41 @@ def test_every_kind_of_block_becomes_a_unit_and_the_default_path_is_bit_equal(ki
     assert all("narrow50" in group.labels for group in supernet.space.groups)
     with torch.no_grad():
         assert torch.equal(supernet(x, supernet.space.default), net(x))
+
+
+class Ending(nets.WideHeadNet):
+    """A head with a hidden layer, and what a test puts behind it."""
+
+    def __init__(self, end):
+        super().__init__()
+        self.end, self.other = end, nn.Linear(96, 3)
+
+    def forward(self, x):
+        return self.end(self, self.units(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("end", "heads"),
+    [
+        (lambda net, pooled: net.head(pooled).softmax(1), 1),
+        (lambda net, pooled: {"scores": net.head(pooled).sigmoid()}, 1),
+        (lambda net, pooled: (net.head(pooled), net.other(pooled)), 0),
+        (lambda net, pooled: (net.head(pooled), pooled), 0),
+    ],
+)
+def test_a_head_is_a_unit_where_nothing_else_reads_its_hidden_layer(end, heads, tmp_path):
+    net, x = made(lambda: Ending(end)), images(8)
+    supernet = elastify(net, x)
+    reasons = [supernet.segments[unit.segment].reason for unit in supernet.units]
+    assert reasons == ["linear bottleneck", "residual region"] + [HEAD] * heads
+    gates = supernet.space.gates([1] * len(supernet.units))
+    session = open_session(pack(supernet, measure_prior(supernet, x), INFO, tmp_path / "net.nnf"))
+    with torch.no_grad():
+        for chosen in (supernet.space.default, gates):
+            found = session.run({session.inputs[0].name: x.numpy()}, chosen)
+            wanted = tree_leaves(supernet(x, chosen))
+            for one, other in zip(found.values(), wanted, strict=True):
+                assert torch.allclose(torch.from_numpy(one), other, atol=1e-4)
 
 
 def silence(unit, ratio):
