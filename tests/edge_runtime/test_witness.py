@@ -10,38 +10,23 @@ from typing import Any
 import pytest
 
 from edge_runtime import Budget, EdgeModel
-from edge_runtime.backends.base import SessionOptions
 from edge_runtime.errors import ResourceError
-from edge_runtime.profiles import load_profile
-from edge_runtime.state import StateDir
-from tests.support.scripted import (
-    COST,
-    answer,
-    scripted_bundle,
-    scripted_images,
-    scripted_session,
-    scripted_table,
-)
+from tests.edge_runtime.test_model import scripted
+from tests.support.scripted import COST, SPACE, answer, scripted_images
 
-FULL_MS = COST(scripted_bundle().manifest.space.default)
+FULL_MS = COST(SPACE.default)
 IN_THE_LOOP = Budget(latency_ms=1.2 * FULL_MS)
 
 
 class Held:
-    """A model whose search in the background takes `factor` times as long, and begins when it is let."""
+    """A model whose search in the background takes `factor` times as long, and measures when it is let."""
 
     def __init__(self, factor: float, budget: Budget) -> None:
         self.measuring, self.gate = threading.Event(), threading.Event()
-        session = scripted_session(lambda gates: (factor if self._searching() else 1.0) * COST(gates), self._reply)
-        self.model = EdgeModel(
-            scripted_bundle(),
-            session,
-            SessionOptions(),
-            profile=load_profile("generic-x86_64"),
-            state=StateDir(None, "no state in this test"),
-            table=scripted_table(),
+        self.model = scripted(
+            reply=self._reply,
+            cost_ms=lambda gates: (factor if self._searching() else 1.0) * COST(gates),
             budget=budget,
-            clock_ns=session.now_ns,
         )
 
     def _searching(self) -> bool:

@@ -127,7 +127,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, default=200, help="images of each of the two searches (default 200)")
     seconds = AdaptPlan(BUDGET).measure_seconds
     parser.add_argument(
-        "--measure-seconds", type=float, default=seconds, help="time of the first group of finalists (default: as ever)"
+        "--measure-seconds", type=float, default=seconds, help="time of the first group of finalists (default: adapt's)"
     )
     parser.add_argument("--seed", type=int, default=0)
 
