@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from edge_runtime.adaptation.choice import Choice
@@ -12,6 +12,7 @@ from edge_runtime.adaptation.shortlist import Shortlist
 from edge_runtime.adaptation.status import Candidate
 from edge_runtime.adaptation.trust import Trust
 from edge_runtime.additive import AdditiveCost
+from edge_runtime.gates import Gates
 from edge_runtime.objectives import Frontier, Measurement, Score
 
 __all__ = ["AdaptResult", "outcome"]
@@ -76,14 +77,18 @@ def outcome(
     """
     finalists = {candidate.score.gates for candidate in choice.candidates}
     correction = finals.correction(cost)
-    known = dict.fromkeys([*shortlist.pool, *shortlist.ladder])  # some are in both
-    listed = [gates for gates in known if gates not in finalists]
-    expected = [replace(shortlist.score(gates), latency_ms=cost(gates) * correction) for gates in listed]
-    others = [candidate.score for candidate in choice.candidates] + expected
+
+    def expect(subnets: Iterable[Gates]) -> list[Score]:
+        """Of subnets that were not measured, as slow as those that were make them."""
+        left = [gates for gates in dict.fromkeys(subnets) if gates not in finalists]
+        return [replace(shortlist.score(gates), latency_ms=cost(gates) * correction) for gates in left]
+
+    listed = expect([*shortlist.pool, *shortlist.ladder])
+    others = [candidate.score for candidate in choice.candidates] + listed
     return AdaptResult(
         choice,
         _frontier(choice.score, others, limit_ms, lambda score, ms: trust.allows(score.gates, ms / correction)),
-        (*choice.candidates, *_early(shortlist, finals, expected)),
+        (*choice.candidates, *_early(listed, expect(shortlist.fallen), shortlist.fallen)),
         finals.measurements,
         full_latency_ms,
         full_energy_mj,
@@ -115,13 +120,9 @@ def _ranked(scores: list[Score], allows: Allows) -> list[Score]:
     return ranked
 
 
-def _early(shortlist: Shortlist, finals: Finals, expected: list[Score]) -> list[Candidate]:
+def _early(listed: list[Score], fallen: list[Score], reasons: Mapping[Gates, str]) -> list[Candidate]:
     """What was not measured, and why, by quality."""
-    early = [Candidate(score, "unmeasured", "evaluated for the frontier") for score in expected]
-    known = {candidate.score.gates for candidate in early}
-    early += [
-        Candidate(shortlist.score(gates), "fell early", reason)
-        for gates, reason in shortlist.fallen.items()
-        if gates not in known and not finals.has(gates)
-    ]
+    known = {score.gates for score in listed}
+    early = [Candidate(score, "unmeasured", "evaluated for the frontier") for score in listed]
+    early += [Candidate(score, "fell early", reasons[score.gates]) for score in fallen if score.gates not in known]
     return sorted(early, key=lambda candidate: (-candidate.score.samples, -candidate.score.quality))

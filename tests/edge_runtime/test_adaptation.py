@@ -245,6 +245,14 @@ def test_every_candidate_says_what_became_of_it() -> None:
     json.dumps([candidate.to_json() for candidate in result.candidates])
 
 
+def test_what_was_not_measured_is_expected_to_be_as_slow_as_what_was_makes_it() -> None:
+    result = run(make_job(Budget(latency_ms=6.0), table_scale=1.25))
+    expected = [candidate.score for candidate in result.candidates if not candidate.score.measured]
+    assert {"unmeasured", "fell early"} <= {candidate.fate for candidate in result.candidates}
+    for score in expected:
+        assert score.latency_ms == pytest.approx(COST(score.gates), rel=0.08)
+
+
 def test_the_frontier_reaches_from_the_fastest_to_the_full_subnet() -> None:
     result = run(make_job(Budget(latency_ms=8.0)))
     chosen, scores = result.choice.score, result.frontier.scores
