@@ -67,7 +67,7 @@ class Evaluator:
             raise InputError(f"images to evaluate on have the shape [n, H, W, 3], got {list(images.shape)}")
         self._session = session
         self._default = default
-        self._images = images
+        self._images, self._count = images, len(images)
         self._preprocessing = preprocessing
         self._labels = None if labels is None else check_labels(labels, len(images))
         self._batch_size = batch_size
@@ -76,7 +76,7 @@ class Evaluator:
         self._input = session.inputs[0].name
         self._output = session.outputs[0].name
         self._reference: list[Values] = []
-        self._named: Values = np.zeros(0)
+        self._named = self._labelled_classes()
         self._values: dict[Gates, Values] = {}
         self._known = {gates: np.asarray(values[: len(images)], np.float64) for gates, values in (known or {}).items()}
         if labels is None:
@@ -87,7 +87,7 @@ class Evaluator:
     @property
     def count(self) -> int:
         """Number of images."""
-        return len(self._images)
+        return self._count
 
     @property
     def labelled(self) -> bool:
@@ -96,11 +96,11 @@ class Evaluator:
 
     @property
     def variety(self) -> float:
-        """How much the images can tell without labels, 0 to 1: 0 where the full subnet names one class for all of them.
+        """How much the images can tell, 0 to 1: 0 where the labels, or else the full subnet, name one class for all.
 
-        All subnets agree on such images, the worst too. 1 with labels, and before the full subnet was run.
+        Of all subnets one that names that class for anything is best on such images. 1 before the full subnet was run.
         """
-        if self.labelled or not self._reference:
+        if not len(self._named):
             return 1.0
         most = min(VARIED_CLASSES, float(len(self._named)))
         return min(1.0, (effective_classes(self._named[None]) - 1) / (most - 1)) if most > 1 else 0.0
@@ -122,6 +122,12 @@ class Evaluator:
     def stop_sharing(self) -> None:
         """Run each subnet whole from now on, and give back the memory that sharing took."""
         self._features = self._parts = None
+
+    def close(self) -> None:
+        """Overwrite the images, which must be its own, with zeros and let go of them; nothing more can run."""
+        self.stop_sharing()
+        self._images[:] = 0
+        self._images = self._images[:0]
 
     def known(self) -> dict[Gates, tuple[float, ...]]:
         """All that is kept of each image, what was not taken up yet too: with labels `graded` values, else `values`.
@@ -179,6 +185,13 @@ class Evaluator:
     def compare(self, first: Gates, second: Gates) -> Comparison:
         """Quality of `first` minus that of `second` on the images that both were run on."""
         return Comparison.of(self.values(first), self.values(second))
+
+    def _labelled_classes(self) -> Values:
+        """How many images have each class as their label, float64 [K]; empty without labels."""
+        if self._labels is None:
+            return np.zeros(0)
+        classes = self._session.outputs[0].shape[-1] or 0
+        return np.bincount(self._labels, minlength=classes).astype(np.float64)
 
     def _reference_seen(self) -> int:
         return sum(len(part) for part in self._reference)

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection
@@ -113,7 +114,8 @@ class BackgroundJob:
     Args:
         make: Makes the job; called in the thread, so that gathering images costs the caller nothing.
         after: A job that was stopped; its end is waited for in the thread, so that two never measure at once.
-        done: Called in the thread after the last slice, with the finished job; never for a job that was closed.
+        done: Called in the thread after the last slice, with the finished job; never for a job that was closed. Behind
+            it the job is closed: nothing here keeps its images.
         failed: Called in the thread with what went wrong instead; never for a job that was closed.
         duty: Share of one CPU that slices may take, above 0 to 1; the thread sleeps for the rest.
         threads: Threads that work while a slice runs, this one among them.
@@ -134,19 +136,21 @@ class BackgroundJob:
         stop: Stop | None = None,
     ) -> None:
         self.job: AdaptJob | None = None
-        """The job once it is made."""
+        """The job once it is made, and until it has ended."""
         self._done, self._failed, self._duty, self._threads = done, failed, duty, threads
         self._pace = pace or FramePace()
         self._stop = stop or Stop()
+        self._makes = [make]  # taken out by the thread: it holds the images, which no traceback may keep
+        self._ended = False
         # The thread drops its arguments when it ends: a job must not keep all those before it alive.
-        self._thread = threading.Thread(target=self._work, args=(make, after), name="nnf-edge-adapt", daemon=True)
+        self._thread = threading.Thread(target=self._work, args=(after,), name="nnf-edge-adapt", daemon=True)
         _STARTED.add(self)
         self._thread.start()
 
     @property
     def running(self) -> bool:
         """Whether it still works."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._ended
 
     def hurry(self) -> None:
         """Let it use the whole time from now on: somebody waits for it."""
@@ -167,40 +171,51 @@ class BackgroundJob:
         if threading.current_thread() is not self._thread:
             self._thread.join(CLOSE_SECONDS)
 
-    def _work(self, make: Callable[[], AdaptJob], after: BackgroundJob | None) -> None:
+    def _work(self, after: BackgroundJob | None) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         if after is not None:
             after.wait()
-        if not self._stop.is_set():
-            self._search(make)
-
-    def _search(self, make: Callable[[], AdaptJob]) -> None:
-        """Make the job and run its slices, each with its rest."""
         try:
-            with _giving_way:
-                self.job = make()
-                slices = self.job.steps()
-            lasted, waited = deque[float](maxlen=LAST_SLICES), 0.0
-            while True:
-                waited += self._await_gap(expected_seconds(lasted))
-                if self._stop.is_set():
-                    return
-                began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
-                with _giving_way:
-                    ended = next(slices, _ENDED) is _ENDED
-                if ended:
-                    break
-                busy, spent = time.perf_counter() - began, _cpu_seconds(self._threads) - cpu
-                lasted.append(busy)
-                owed, waited = less_waited(rest_seconds(busy, spent, self._duty, self._threads), waited)
-                if self._rest(owed):
-                    return
             if not self._stop.is_set():
-                self._done(self.job)
+                self._search()
         except Exception as error:  # also a fault of ours must reach whoever waits, and not end on stderr
+            _forget_variables(error)
             if not self._stop.is_set():
                 self._failed(_as_ours(error))
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Of everything that holds images."""
+        self._ended = True
+        self._makes.clear()
+        job, self.job = self.job, None
+        if job is not None:
+            job.close()
+
+    def _search(self) -> None:
+        """Make the job and run its slices, each with its rest."""
+        with _giving_way:
+            self.job = job = self._makes.pop()()
+            slices = job.steps()
+        lasted, waited = deque[float](maxlen=LAST_SLICES), 0.0
+        while True:
+            waited += self._await_gap(expected_seconds(lasted))
+            if self._stop.is_set():
+                return
+            began, cpu = time.perf_counter(), _cpu_seconds(self._threads)
+            with _giving_way:
+                ended = next(slices, _ENDED) is _ENDED
+            if ended:
+                break
+            busy, spent = time.perf_counter() - began, _cpu_seconds(self._threads) - cpu
+            lasted.append(busy)
+            owed, waited = less_waited(rest_seconds(busy, spent, self._duty, self._threads), waited)
+            if self._rest(owed):
+                return
+        if not self._stop.is_set():
+            self._done(job)
 
     def _await_gap(self, needed: float) -> float:
         """Wait until a slice that takes `needed` disturbs no frame; gives the seconds waited, which count as rest."""
@@ -265,6 +280,13 @@ def _end_all() -> None:
         job.stop()
     for job in started:
         job.wait(EXIT_SECONDS)
+
+
+def _forget_variables(error: BaseException | None) -> None:
+    """Empty the frames that an error came through: whoever keeps it must not keep the images."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _as_ours(error: Exception) -> EdgeError:

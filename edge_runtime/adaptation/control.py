@@ -24,6 +24,8 @@ class Control:
         self._lock = threading.Lock()  # a search learns in its own thread, while ticks decide
         self._readings: deque[tuple[float, float, Gates]] = deque(maxlen=KEPT_READINGS)
         self._known: dict[Gates, Score] = {}
+        self.unusable: frozenset[Gates] = frozenset()
+        """Subnets whose outputs were unusable in the loop: they are on no frontier."""
         self.frontier: Frontier | None = None
         """Where the policy may go; None: it stays."""
         self.load: float | None = None
@@ -36,15 +38,15 @@ class Control:
         """
         with self._lock:
             self._known = {score.gates: score for score in (*scores, *frontier.scores)}
-            self.frontier = frontier
+            self.frontier = frontier.without(self.unusable)
             self._history, self.load = History(), None
             self._readings.clear()
 
     def forget(self, gates: Gates) -> None:
         """Never go to a subnet again: its outputs were unusable."""
         with self._lock:
-            left = tuple(score for score in self.frontier.scores if score.gates != gates) if self.frontier else ()
-            self.frontier = Frontier(left) if left else None
+            self.unusable |= {gates}
+            self.frontier = self.frontier and self.frontier.without(self.unusable)
 
     def score_of(self, gates: Gates) -> Score | None:
         """What is known of a subnet."""

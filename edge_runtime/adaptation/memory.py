@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 from edge_runtime.checks import fields, positive
@@ -42,7 +43,8 @@ class Memory:
     """The subnets worth having."""
 
     full_latency_ms: float | None = None
-    """Measured p95 of the full subnet, milliseconds."""
+    """p95 of the full subnet as the last search expected it, milliseconds: its measured median times the tail of all
+    that was measured."""
 
     budget: Budget | None = None
     """The budget that it was adapted to."""
@@ -76,6 +78,11 @@ class Memory:
             return None
         score = self.frontier.best(limit_ms) or self.frontier.fastest
         return score.gates, f"from the remembered frontier: p95 {score.latency_ms:.2f} ms for {limit_ms:.2f} ms"
+
+    def without(self, subnets: Collection[Gates]) -> Memory:
+        """The same where some subnets are not to be had; where one was active, none is remembered as that."""
+        active = None if self.active is None or self.active.gates in subnets else self.active
+        return replace(self, active=active, frontier=self.frontier and self.frontier.without(subnets))
 
     def save(self, state: StateDir, name: str) -> None:
         """Write it, atomically. Raises `StateError` when the disk refuses."""

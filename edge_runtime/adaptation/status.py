@@ -84,7 +84,8 @@ class AdaptStatus:
     """The latency limit that the budget comes to on this machine, milliseconds; None without one, or not known yet."""
 
     full_latency_ms: float | None = None
-    """p95 of the full subnet measured in the last search, milliseconds."""
+    """p95 of the full subnet as the last search expected it, milliseconds: its measured median times the tail of all
+    that was measured."""
 
     samples: int = 0
     """Images that the last search used."""
@@ -102,8 +103,8 @@ class AdaptStatus:
     """Whether the search stopped at its time limit before it had looked at everything it wanted to."""
 
     variety: float = 1.0
-    """How much the images of the last search could tell without labels, 0 to 1: 0 where the full subnet names one class
-    for all of them. The less, the closer the choice is to the bundle's own."""
+    """How much the images of the last search could tell, 0 to 1: 0 where the labels, or else the full subnet, name one
+    class for all of them. The less, the closer the choice is to the bundle's own."""
 
     def __str__(self) -> str:
         """One line for a log."""

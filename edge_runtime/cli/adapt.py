@@ -98,10 +98,10 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
         except BudgetError as error:
             _write(arguments, bundle.digest, device, _unmet(error, model, budget))
             raise
+        _write(arguments, bundle.digest, device, status.to_json())
         _print(status, model, device, arguments, console)
         for note in _notes(status, model, samples, device):
             console.note(note)
-        _write(arguments, bundle.digest, device, status.to_json())
     return 0
 
 
@@ -158,10 +158,9 @@ def _notes(status: AdaptStatus, model: EdgeModel, samples: Samples, device: Devi
         notes.append(f"note: left out: {samples.skipped[0]}{more}")
     if status.samples < _FEW_IMAGES:
         notes.append(f"note: {status.samples} images tell little; give 64 or more")
-    elif not status.labelled and status.variety < _LITTLE_VARIETY:
-        notes.append(
-            "note: the full subnet names one class for most of these images, so the choice follows the bundle's own"
-        )
+    elif status.variety < _LITTLE_VARIETY:
+        named = "the labels name" if status.labelled else "the full subnet names"
+        notes.append(f"note: {named} one class for most of these images, so the choice follows the bundle's own")
     return [note for note in notes if note]
 
 

@@ -271,7 +271,7 @@ class EdgeModel:
     def _answer(self, inputs: Mapping[str, Array], gates: Gates) -> Answer:
         answer = self._guard.run(inputs, gates)
         if answer.to_blame:
-            self._control.forget(gates)
+            self._searches.forget(gates)
             self._active.swap(answer.gates, f"unusable output of {gates}: {answer.fault}", expected=gates)
         elif not answer.fault and len(next(iter(inputs.values()))) == 1:
             seen = self._clock_ns() / 1e9, answer.run_ns / 1e6, gates
@@ -299,9 +299,11 @@ class EdgeModel:
             labels: Class index of each; None searches by agreement with the full subnet.
             budget: A new budget from now on; None keeps the present one.
             wait: Search now and return when it is done; else it runs in the background, within the profile's share of
-                one CPU. Without samples: wait for the search that runs, or search the buffer.
-            seconds: Time limit of the search; None means `search_seconds`.
-            tell: Called with the present status after each slice of a search that is waited for.
+                one CPU. Without samples: wait for the search that runs, or search the buffer. While one thread searches
+                now, another that gives samples waits for it.
+            seconds: Time limit of the search; None means `search_seconds`. One that runs already keeps its own.
+            tell: Called with the present status after each slice of a search that is waited for, or every tenth of a
+                second of one that runs already.
 
         Raises:
             InputError: Samples or labels that cannot be used, or nothing to wait for.
@@ -314,8 +316,12 @@ class EdgeModel:
             self._loop.set_budget(budget)
         if samples is None and labels is not None:
             raise InputError("labels were given without their images", hint="give samples too")
+        if samples is None and not wait:
+            return self._loop.tick()
         if samples is None:
-            return self._loop.wait(seconds, tell or _silent) if wait else self._loop.tick()
+            status = self._loop.wait(seconds, tell or _silent)
+            self._check_open()  # another thread may have ended the search that was waited for
+            return status
         images, targets = self._gather(samples, labels)
         return self._loop.search(images, targets, wait=wait, seconds=seconds, tell=tell or _silent)
 

@@ -67,12 +67,20 @@ class Loop:
         return min(SEARCH_SECONDS, self._limits.adapt_seconds)
 
     def set_budget(self, budget: Budget) -> None:
-        """Take a new budget, and the place on the frontier that it asks for: the full subnet without a limit."""
+        """Take a new budget, and the place on the frontier that it asks for: the full subnet without a limit.
+
+        A search in the background begins again for it.
+        """
         if budget == self.budget:
             return
         self.budget = budget
-        frontier, limit_ms, reason = self._control.frontier, self.limit_ms, f"the budget is now {budget}"
-        if not budget.limits_time:
+        self._searches.again(budget)
+        self._take_place()
+
+    def _take_place(self) -> None:
+        """Go to the place on the frontier that the budget asks for."""
+        frontier, limit_ms, reason = self._control.frontier, self.limit_ms, f"the budget is now {self.budget}"
+        if not self.budget.limits_time:
             self._active.swap(self._active.gates.space.default, reason)
         elif frontier is not None and limit_ms is not None:
             self._active.swap((frontier.best(limit_ms) or frontier.fastest).gates, reason)
@@ -110,15 +118,20 @@ class Loop:
             if not wait:
                 self._start(lambda: (images, labels), limit_s)
                 return self._told(self._searches.progress())
-            self._searched_s = self._clock_ns() / 1e9
-            status = self._searches.run(images, labels, self.budget, self._plan(limit_s), tell)
+            self._searched_s, budget = self._clock_ns() / 1e9, self.budget
+            status = self._searches.run(images, labels, budget, self._plan(limit_s), tell)
+            if budget != self.budget:  # another thread gave a new one meanwhile
+                self._take_place()
+                return self._told(status)
             self._told_generation = self._active.lease().generation
             return status
 
     def wait(self, seconds: float | None, tell: Callable[[AdaptStatus], None]) -> AdaptStatus:
         """Wait for the search that runs; where none does, search the buffer."""
         if self._searches.running is not None:
-            return self._searches.wait()
+            status = self._searches.wait(tell)
+            with self._lock:
+                return self._told(status)
         if not len(self._buffer):
             raise InputError("there is nothing to adapt to", hint="give samples, or load with buffer_frames=256")
         return self.search(self._buffer.images(), None, wait=True, seconds=seconds, tell=tell)

@@ -21,7 +21,7 @@ from edge_runtime.inputs import Frame
 from edge_runtime.measure import Clock, Drift, LatencyModel, calibrate
 from edge_runtime.model.jobs import Check, Jobs, Labels
 from edge_runtime.model.witness import Witness
-from edge_runtime.objectives import Budget
+from edge_runtime.objectives import Budget, Score
 from edge_runtime.state import StateDir
 from edge_runtime.swap import ActiveGates
 
@@ -30,6 +30,11 @@ __all__ = ["Searches"]
 FOREGROUND_BATCH = 32
 BACKGROUND_BATCH = 4
 """Images per run: a large batch is faster, a small one leaves the processor sooner."""
+
+TELL_SECONDS = 0.1
+"""How often whoever waits for a search in the background is told how far it is."""
+
+Take = Callable[[], tuple[Frame, Labels | None]]
 
 
 class Searches:
@@ -67,6 +72,8 @@ class Searches:
         self._checkpoints = Checkpoints(state, f"search-{memory_name}")
         self._jobs = Jobs(bundle, session, self._checkpoints, calibrate=self._predictions, clock_ns=clock_ns)
         self._background: BackgroundJob | None = None
+        self._foreground: AdaptJob | None = None
+        self._asked: tuple[Take, AdaptPlan] | None = None  # of the search in the background, while it runs
         self._witness = Witness(active.gates)
         self._lock = threading.Lock()  # held for moments: which search is the present one, and to apply its result
         self._learning = threading.Lock()
@@ -84,10 +91,11 @@ class Searches:
 
     def progress(self) -> AdaptStatus:
         """The present status: of the running search, else of the last one. Microseconds."""
-        background = self.running
-        if background is None:
+        background, job = self.running, self._foreground
+        if background is None and job is None:
             return self.status
-        job = background.job
+        if job is None and background is not None:
+            job = background.job
         if job is None:
             return replace(self.status, phase="calibrate", progress=0.0, changed=False, reason="a search begins")
         return replace(
@@ -109,13 +117,17 @@ class Searches:
         """Search now, in this thread, and apply what was found; `tell` is called after each slice."""
         self.stop()
         before = self._active.gates
-        job = self._job(images, labels, plan, FOREGROUND_BATCH)
-        for _ in job.steps():
-            tell(AdaptStatus(before, job.phase, job.progress, False, f"searching: {job.phase}"))
-        with self._lock:
-            return self._apply(job, budget, before)
+        job = self._foreground = self._job(images, labels, plan, FOREGROUND_BATCH)
+        try:
+            for _ in job.steps():
+                tell(AdaptStatus(before, job.phase, job.progress, False, f"searching: {job.phase}"))
+            with self._lock:
+                return self._apply(job, budget, before)
+        finally:
+            self._foreground = None
+            job.close()
 
-    def start(self, take: Callable[[], tuple[Frame, Labels | None]], budget: Budget, plan: AdaptPlan) -> None:
+    def start(self, take: Take, budget: Budget, plan: AdaptPlan) -> None:
         """Search in the background instead of what is searched there; `take` gives the images, and is called there."""
         before, stop = self._active.gates, Stop()
         witness = self._witness = Witness(before)
@@ -126,8 +138,9 @@ class Searches:
 
         def done(job: AdaptJob) -> None:
             with self._lock:
-                if self._background is not background:
+                if self._background is not background or stop.is_set():
                     return
+                self._asked = None
                 stays = self._active.gates == before
                 objection = witness.objection(_result_of(job), budget) if stays else None
                 if objection is None:
@@ -138,14 +151,15 @@ class Searches:
 
         def failed(error: EdgeError) -> None:
             with self._lock:
-                if self._background is background:
+                if self._background is background and not stop.is_set():
+                    self._asked = None
                     self._fail(error)
 
         with self._lock:
             old = self._background
             if old is not None:
                 old.stop()
-            self.error = None
+            self.error, self._asked = None, (take, plan)
             background = self._background = BackgroundJob(
                 lambda: self._job(*take(), plan, BACKGROUND_BATCH, check),
                 done=done,
@@ -157,12 +171,36 @@ class Searches:
                 stop=stop,
             )
 
-    def wait(self) -> AdaptStatus:
-        """Let the search in the background use the whole time, and wait for it. Raises what ended it."""
-        background = self.running
-        if background is not None:
+    def again(self, budget: Budget) -> None:
+        """The budget changed: what a search in the background finds for another is of no use, so begin it once more.
+
+        Without a limit on the time the full subnet is what is wanted, and nothing is searched.
+        """
+        with self._lock:
+            asked, background = self._asked, self._background
+            if background is not None:
+                background.stop()
+            self._asked = None
+        if asked is not None and budget.limits_time:
+            self.start(asked[0], budget, replace(asked[1], budget=budget))
+
+    def forget(self, gates: Gates) -> None:
+        """Never go to a subnet again, nor after a restart: its outputs were unusable."""
+        with self._lock:
+            self._control.forget(gates)
+            if self.memory is not None:
+                self.memory = self.memory.without(self._control.unusable)
+                self._keep()
+
+    def wait(self, tell: Callable[[AdaptStatus], None]) -> AdaptStatus:
+        """Let the search in the background, and one that takes its place, use the whole time, and wait for it.
+
+        Raises what ended it; `tell` is called while it runs.
+        """
+        while (background := self.running) is not None:
             background.hurry()
-            background.wait()
+            if not background.wait(TELL_SECONDS):
+                tell(self.progress())
         if self.error is not None:
             raise self.error
         return self.status
@@ -170,7 +208,7 @@ class Searches:
     def stop(self) -> None:
         """End the search in the background, if there is one; what it finds from now on is dropped, its file stays."""
         with self._lock:
-            background, self._background = self._background, None
+            background, self._background, self._asked = self._background, None, None
         if background is not None:
             background.close()
 
@@ -210,13 +248,13 @@ class Searches:
     def _apply(self, job: AdaptJob, budget: Budget, before: Gates) -> AdaptStatus:
         """Make the chosen subnet the active one, tell the loop's control, remember it."""
         result = _result_of(job)
-        chosen = result.choice.score
         measured = tuple(c.score for c in result.candidates if c.score.measured)
         self._control.learn(result.frontier, measured)
+        chosen, reason = self._usable(result, budget)
         self.memory = Memory(
-            self._table(), chosen, result.frontier, result.full_latency_ms, budget, self._full_energy_mj(result)
+            self._table(), chosen, self._control.frontier, result.full_latency_ms, budget, self._full_energy_mj(result)
         )
-        self._active.swap(chosen.gates, f"adapted: {result.choice.reason}")
+        self._active.swap(chosen.gates, f"adapted: {reason}")
         self._keep()
         self._checkpoints.remove()
         self.status = AdaptStatus(
@@ -224,8 +262,8 @@ class Searches:
             phase="done",
             progress=1.0,
             changed=chosen.gates != before,
-            reason=result.choice.reason,
-            frontier=result.frontier,
+            reason=reason,
+            frontier=self._control.frontier,
             candidates=result.candidates,
             budget=budget,
             limit_ms=self.memory.limit_ms(budget),
@@ -238,6 +276,15 @@ class Searches:
             variety=job.evaluator.variety,
         )
         return self.status
+
+    def _usable(self, result: AdaptResult, budget: Budget) -> tuple[Score, str]:
+        """What was chosen, and why; where its outputs were unusable in the loop, the best of the others."""
+        chosen, frontier = result.choice.score, self._control.frontier
+        if chosen.gates not in self._control.unusable or frontier is None:
+            return chosen, result.choice.reason
+        limit_ms = budget.limit_ms(result.full_latency_ms, result.full_energy_mj)
+        other = frontier.best(limit_ms) or frontier.fastest
+        return other, f"{other.gates}, as outputs of {chosen.gates} were unusable in the loop"
 
     def _full_energy_mj(self, result: AdaptResult) -> float | None:
         """As measured in this search; else that of an earlier one at its power, in the time of this one."""

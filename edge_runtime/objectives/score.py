@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from edge_runtime.checks import fields, finite, positive, whole
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace
-from edge_runtime.objectives.budget import Budget
 
 __all__ = ["Frontier", "Score"]
 
@@ -56,16 +55,6 @@ class Score:
             object.__setattr__(self, "peak_bytes", whole("peak_bytes", self.peak_bytes))
         if not isinstance(self.measured, bool):
             raise UsageError(f"measured is {type(self.measured).__name__}, not true or false")
-
-    def violation(self, budget: Budget, full_latency_ms: float) -> float:
-        """By which share the budget is exceeded, latency and memory added; 0 when it is met.
-
-        Args:
-            budget: The limits; an unknown memory violates none.
-            full_latency_ms: p95 of the full subnet on the same machine, milliseconds.
-        """
-        over = max(0.0, self.latency_ms / budget.limit_ms(full_latency_ms) - 1)
-        return over + max(0.0, (self.peak_bytes or 0) / budget.memory_bytes - 1)
 
     def dominates(self, other: Score) -> bool:
         """Whether this is at least as good and as fast as `other`, and better in one of the two.
@@ -146,6 +135,11 @@ class Frontier:
     def at_least(self, quality: float) -> Score:
         """The fastest score with this quality or more; the highest where none has it."""
         return next((score for score in self.scores if score.quality >= quality), self.highest)
+
+    def without(self, subnets: Collection[Gates]) -> Frontier | None:
+        """What is left where some subnets are not to be had; None where nothing is."""
+        left = tuple(score for score in self.scores if score.gates not in subnets)
+        return Frontier(left) if left else None
 
     def to_json(self) -> list[dict[str, Any]]:
         """The scores as JSON types, fastest first."""

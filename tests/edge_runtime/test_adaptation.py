@@ -222,9 +222,11 @@ def test_no_budget_keeps_the_full_subnet() -> None:
     assert "kept" in {candidate.fate for candidate in result.choice.candidates}
 
 
-def test_memory_that_nobody_can_meet_is_said_to_be_memory() -> None:
-    with pytest.raises(BudgetError, match=r"MiB, above the budget of 1 MiB"):
-        run(make_job(Budget(latency_ms=20.0, memory_mib=1.0)))
+@pytest.mark.parametrize("latency_ms", [20.0, 3.0, 0.5])
+def test_memory_that_nobody_can_meet_is_said_to_be_memory(latency_ms: float) -> None:
+    with pytest.raises(BudgetError, match=r"MiB, above the budget of 1 MiB") as caught:
+        run(make_job(Budget(latency_ms=latency_ms, memory_mib=1.0)))
+    assert caught.value.fastest == ""  # none was looked for
 
 
 def test_the_time_limit_ends_the_search_early_and_says_so() -> None:
@@ -484,6 +486,9 @@ class Slices:
     def __init__(self, slices: int, error: Exception | None = None) -> None:
         self.slices, self.error, self.ran = slices, error, 0
         self.began, self.ended = threading.Event(), threading.Event()
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def steps(self) -> Iterator[None]:
         self.began.set()

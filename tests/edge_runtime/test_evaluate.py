@@ -61,8 +61,8 @@ def test_images_are_varied_as_far_as_the_full_subnet_names_different_classes(ses
     spec = bundle.manifest.preprocessing
     named = tiny_reference(SPACE.default, preprocess_all(list(IMAGES), spec)).argmax(axis=1)
 
-    def variety(images: np.ndarray, **more: Any) -> float:
-        evaluator = Evaluator(session, SPACE.default, images, spec, **more)
+    def variety(images: np.ndarray) -> float:
+        evaluator = Evaluator(session, SPACE.default, images, spec)
         assert evaluator.variety == 1.0  # nothing is known yet
         evaluator.score(SPACE.parse("1-3-0"), 1.0)
         return evaluator.variety
@@ -74,7 +74,19 @@ def test_images_are_varied_as_far_as_the_full_subnet_names_different_classes(ses
     effective = np.exp(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
     expected = min(1.0, (effective - 1) / (min(VARIED_CLASSES, len(bundle.manifest.task.class_names)) - 1))
     assert variety(IMAGES) == pytest.approx(expected)
-    assert variety(one, labels=np.zeros(len(one), np.int64)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"), [([0] * 8, 0.0), ([3] * 8, 0.0), ([0, 0, 3, 3], 1 / 3), ([0, 1, 2, 3], 1.0)]
+)
+def test_labelled_images_are_as_varied_as_their_labels(
+    session: Session, bundle: Any, labels: list[int], expected: float
+) -> None:
+    spec = bundle.manifest.preprocessing
+    evaluator = Evaluator(session, SPACE.default, IMAGES[: len(labels)], spec, labels=np.array(labels))
+    assert evaluator.variety == pytest.approx(expected)
+    evaluator.score(SPACE.parse("1-3-0"), 1.0)
+    assert evaluator.variety == pytest.approx(expected)
 
 
 def test_what_is_not_finite_names_no_class(session: Session, bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:

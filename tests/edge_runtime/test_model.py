@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
+import re
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from edge_runtime.adaptation.background import CLOSE_SECONDS
 from edge_runtime.backends import SessionOptions
 from edge_runtime.errors import BackendError, BudgetError, BundleError, GateError, InputError, StateError, UsageError
 from edge_runtime.inputs import Samples, preprocess_all
+from edge_runtime.model.jobs import Jobs
 from edge_runtime.policy import AdaptationPolicy
 from edge_runtime.profiles import load_profile
 from edge_runtime.state import StateDir
@@ -275,6 +279,29 @@ def test_a_bad_output_is_answered_by_the_last_good_subnet_and_counted(fault: str
     assert outputs["logits"].shape == (4, len(CLASSES))
 
 
+def test_a_subnet_whose_output_was_bad_is_never_gone_to_again(tmp_path: Path) -> None:
+    bad: list[Any] = []
+
+    def reply(inputs: Any, gates: Any) -> dict[str, Any]:
+        outputs = answer(inputs, gates)
+        return {"logits": outputs["logits"] * np.nan} if gates in bad else outputs
+
+    images = scripted_images(64)
+    model = scripted(tmp_path, reply=reply, budget=Budget(latency_ms=6.0))
+    chosen = model.adapt(list(images), wait=True).active
+    bad.append(chosen)
+    assert model(images[0]).fallback
+    bad.clear()
+    assert scripted(tmp_path).gates != chosen
+    status = model.adapt(list(images), wait=True)
+    assert chosen in [candidate.score.gates for candidate in status.candidates if candidate.score.measured]
+    assert status.frontier is not None
+    assert chosen not in [score.gates for score in status.frontier.scores]
+    assert status.active == model.gates != chosen
+    assert COST(model.gates) <= 6.0
+    assert scripted(tmp_path).gates == model.gates
+
+
 def test_where_no_subnet_gives_a_usable_output_there_is_an_error() -> None:
     broken = threading.Event()
 
@@ -334,6 +361,9 @@ def test_an_infeasible_budget_is_an_error_that_names_the_fastest() -> None:
     with pytest.raises(BudgetError, match="the fastest, 2-2-2-2-2, has a measured p95 of 2"):
         model.adapt(list(scripted_images(64)), budget=Budget(latency_ms=0.5), wait=True)
     assert model.gates.is_default
+    with pytest.raises(BudgetError, match="budget of 5%") as caught:
+        model.adapt(list(scripted_images(64)), budget=Budget(fraction=0.05), wait=True)
+    assert re.search(r"allow at least 2\.\d+ ms \(\d+% of the full subnet's 1\d\.\d+ ms\)", caught.value.hint)
 
 
 def test_samples_that_cannot_be_used_are_refused_with_a_word() -> None:
@@ -361,6 +391,99 @@ def test_a_new_budget_moves_along_the_frontier_at_once() -> None:
     assert COST(model.gates) < 3.0
     model.adapt(budget=Budget())
     assert model.gates.is_default
+
+
+class Held:
+    """A model whose searches in the background wait until they are let go on."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.began, self.gate = threading.Event(), threading.Event()
+        self.model = scripted(reply=self._reply, **settings)
+
+    def _reply(self, inputs: Any, gates: Any) -> dict[str, Any]:
+        if threading.current_thread().name == "nnf-edge-adapt":
+            self.began.set()
+            self.gate.wait(30)
+        return answer(inputs, gates)
+
+    def search(self) -> None:
+        """Begin a search, and stay in it."""
+        self.model.adapt(list(scripted_images(64)))
+        assert self.began.wait(30)
+
+
+def test_a_search_begins_again_for_a_new_budget() -> None:
+    held = Held(budget=Budget(latency_ms=9.0))
+    held.search()
+    held.model.adapt(budget=Budget(latency_ms=4.0))
+    held.gate.set()
+    status = held.model.adapt(wait=True)
+    assert (status.phase, status.budget, status.samples) == ("done", Budget(latency_ms=4.0), 64)
+    assert COST(held.model.gates) <= 4.0
+    held.model.close()
+
+
+def test_what_a_search_finds_after_its_limit_was_lifted_is_dropped() -> None:
+    held = Held(budget=Budget(latency_ms=4.0))
+    held.search()
+    running = held.model._searches.running
+    assert running is not None
+    held.model.adapt(budget=Budget())
+    held.gate.set()
+    assert running.wait(30)
+    assert held.model.adapt(wait=False).phase == "idle"
+    assert held.model.gates.is_default
+    assert held.model.frontier is None
+    held.model.close()
+
+
+def test_a_budget_that_came_while_another_thread_waited_for_a_search_counts() -> None:
+    model = scripted(budget=Budget(latency_ms=9.0))
+    asked = Budget(latency_ms=4.0)
+    status = model.adapt(list(scripted_images(64)), wait=True, tell=lambda status: model._loop.set_budget(asked))
+    assert (status.active, status.budget) == (model.gates, asked)
+    assert COST(model.gates) <= 4.0
+
+
+def test_while_a_search_is_waited_for_the_model_says_so() -> None:
+    model = scripted(budget=Budget(latency_ms=6.0))
+    seen: set[tuple[str, str]] = set()
+    images = list(scripted_images(64))
+    model.adapt(images, wait=True, tell=lambda status: seen.add((status.phase, model.stats().search)))
+    assert seen == {(phase, phase) for phase in ("calibrate", "search", "measure")}
+    assert model.stats().search == "done"
+
+
+@pytest.mark.parametrize("end", ["done", "failed", "closed", "waited for"])
+def test_no_image_outlives_its_search(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[Any, weakref.ref[Any]]] = []
+    make = Jobs._evaluator
+
+    def noting(*arguments: Any) -> Any:
+        evaluator = make(*arguments)
+        made.append((evaluator._images, weakref.ref(evaluator)))
+        return evaluator
+
+    monkeypatch.setattr(Jobs, "_evaluator", noting)
+    held = Held(budget=Budget(latency_ms=0.5 if end == "failed" else 6.0))
+    if end == "waited for":
+        held.model.adapt(list(scripted_images(64)), wait=True)
+    else:
+        held.search()
+        running = held.model._searches.running
+        assert running is not None
+        if end == "closed":
+            running.stop()
+        held.gate.set()
+        running.hurry()
+        assert running.wait(30)
+        del running
+    ((images, evaluator),) = made
+    assert not images.any()
+    gc.collect()
+    assert evaluator() is None
+    assert (held.model._searches.error is not None) == (end == "failed")
+    held.model.close()
 
 
 def test_no_budget_means_the_full_subnet_also_where_a_faster_one_is_as_good(tmp_path: Path) -> None:
@@ -458,10 +581,11 @@ def test_the_loop_searches_its_buffer_in_the_background() -> None:
         assert model.adapt().phase == "idle"
     model(images[-1])
     assert model.adapt().phase != "idle"
-    status = model.adapt(wait=True)
-    assert status.phase == "done"
+    told: list[str] = []
+    status = model.adapt(wait=True, tell=lambda status: told.append(status.phase))
+    assert (status.phase, status.changed) == ("done", True)
+    assert set(told) <= {"calibrate", "search", "measure"}
     assert COST(model.gates) <= 6.0
-    assert model.adapt().changed
     assert not model.adapt().changed
     assert model.stats().buffered_frames == 64
     pixels = model._buffer._pixels

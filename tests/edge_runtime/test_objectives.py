@@ -215,14 +215,6 @@ def test_a_score_cannot_be_built_invalid(change):
         dataclasses.replace(score(), **change)
 
 
-def test_violation_is_the_share_by_which_a_budget_is_exceeded():
-    assert score(latency_ms=12).violation(Budget(latency_ms=10), 40) == pytest.approx(0.2)
-    assert score(latency_ms=12).violation(Budget(fraction=0.5), 40) == 0
-    assert score(latency_ms=30).violation(Budget(fraction=0.5), 40) == pytest.approx(0.5)
-    assert score(peak_bytes=3 * MIB).violation(Budget(memory_mib=2), 40) == pytest.approx(0.5)
-    assert score(peak_bytes=None).violation(Budget(memory_mib=2), 40) == 0
-
-
 @given(scores(), scores(), scores())
 def test_dominance_is_a_strict_partial_order(a, b, c):
     assert not a.dominates(a)

@@ -130,6 +130,9 @@ def test_a_slice_is_expected_to_last_as_long_as_most_but_not_as_one_that_planned
 class Uneven:
     """Slices in turns short and long."""
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def steps(self) -> Iterator[None]:
         for seconds in (1e-3, 1e-2) * 12:
             until = time.perf_counter() + seconds
@@ -180,6 +183,9 @@ class Slices:
 
     def __init__(self) -> None:
         self.ran = 0
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def steps(self) -> Iterator[None]:
         for _ in range(2):
