@@ -12,16 +12,12 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from types import ModuleType
 
 from edge_runtime import __version__
-from edge_runtime.cli import adapt, benchmark, demo, export, inspect, verify
-from edge_runtime.cli.console import Console
-from edge_runtime.cli.documents import check_target
 from edge_runtime.command import CommandParser, run_command
 
-__all__ = ["main"]
-
-_VERBS = (demo, inspect, verify, benchmark, adapt, export)
+__all__ = ["main", "verbs"]
 
 _HELP_WIDTH = 79
 _PAGE = """\
@@ -54,7 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("nnf-edge", _run, words, interrupted=interrupted)
 
 
+def verbs() -> tuple[ModuleType, ...]:
+    """The modules of the verbs, in the order of the help; imported where Ctrl-C ends the command as any time later."""
+    from edge_runtime.cli import adapt, benchmark, demo, export, inspect, verify
+
+    return demo, inspect, verify, benchmark, adapt, export
+
+
 def _run(words: list[str]) -> int:
+    from edge_runtime.cli.console import Console
+    from edge_runtime.cli.documents import check_target
+
     arguments = _parser().parse_args(words)
     if arguments.verb is None:
         _parser().print_help()
@@ -80,12 +86,12 @@ class _Parser(CommandParser):
 def _parser() -> _Parser:
     parser = _Parser(prog="nnf-edge", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"nnf-edge {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB")
     lines = []
-    for verb in _VERBS:
+    for verb in verbs():
         name = verb.__name__.rpartition(".")[2]
         paragraphs = [textwrap.fill(text, _HELP_WIDTH) for text in (verb.__doc__ or "").strip().split("\n\n")]
-        sub = verbs.add_parser(
+        sub = subparsers.add_parser(
             name,
             description="\n\n".join(paragraphs),
             formatter_class=argparse.RawDescriptionHelpFormatter,

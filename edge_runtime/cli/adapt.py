@@ -11,14 +11,14 @@ import argparse
 import resource
 from typing import TYPE_CHECKING, Any
 
-from edge_runtime.cli.console import Console, Style
-from edge_runtime.cli.device import DeviceRecord, busy_note, device_line, read_device
+from edge_runtime.cli.adapt_view import notes, show
+from edge_runtime.cli.console import Console
+from edge_runtime.cli.device import DeviceRecord, read_device
 from edge_runtime.cli.documents import document, write_document
-from edge_runtime.cli.tables import Column, render_table, shorten
 from edge_runtime.errors import BudgetError
 
 if TYPE_CHECKING:
-    from edge_runtime.adaptation import AdaptStatus, Candidate
+    from edge_runtime.adaptation import AdaptStatus
     from edge_runtime.inputs import Samples
     from edge_runtime.model import EdgeModel
     from edge_runtime.objectives import Budget
@@ -26,25 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run"]
 
 _MAX_IMAGES = 256
-_GATES_WIDTH = 33
-_FEW_IMAGES, _LITTLE_VARIETY = 32, 0.34
-
-_STYLES: dict[str, Style] = {"chosen": "good", "kept": "good", "over budget": "dim", "fell early": "dim"}
-
-_FATES = {
-    "chosen": "answers from now on",
-    "kept": "was active, and the images show nothing that is surely better",
-    "lost": "likely worth less than the chosen one; its own score may be luck",
-    "worse": "surely worse than the chosen one on these images",
-    "indistinguishable": "has the highest likely quality, and the images cannot tell it from the cheaper or active one",
-    "not trusted": "the bundle expects far more damage on clean images than its latency is worth",
-    "over budget": "measured above the limit",
-    "uncertain": "measured within the limit, but its p95 is not sure to be",
-    "reference": "the full subnet, above the limit",
-    "unmeasured": "evaluated on the images, for the frontier; its time is predicted (~)",
-    "fell early": "cut on the first images",
-}
-"""What became of candidates, for people."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,8 +80,8 @@ def run(arguments: argparse.Namespace, console: Console) -> int:
             _write(arguments, bundle.digest, device, _unmet(error, model, budget))
             raise
         _write(arguments, bundle.digest, device, status.to_json())
-        _print(status, model, device, arguments, console)
-        for note in _notes(status, model, samples, device):
+        show(status, model, device, console, explain=arguments.explain)
+        for note in notes(status, model, samples, device):
             console.note(note)
     return 0
 
@@ -135,7 +116,7 @@ def _unmet(error: BudgetError, model: EdgeModel, budget: Budget) -> dict[str, An
 def _budget(arguments: argparse.Namespace) -> Budget:
     from edge_runtime.objectives import Budget
 
-    latency = Budget.parse(arguments.budget) if arguments.budget else Budget()
+    latency = Budget() if arguments.budget is None else Budget.parse(arguments.budget)
     return Budget(latency.latency_ms, arguments.memory_mib, latency.fraction, arguments.energy_mj)
 
 
@@ -148,70 +129,3 @@ def _wait(model: EdgeModel, samples: Samples, arguments: argparse.Namespace, con
     status = model.adapt(samples.images, labels, wait=True, tell=tell)
     console.clear_progress()
     return status
-
-
-def _notes(status: AdaptStatus, model: EdgeModel, samples: Samples, device: DeviceRecord) -> list[str]:
-    """What weakens the result."""
-    notes = [model.stats().state, busy_note(device)]
-    if samples.skipped:
-        more = f", and {len(samples.skipped) - 1} more" if len(samples.skipped) > 1 else ""
-        notes.append(f"note: left out: {samples.skipped[0]}{more}")
-    if status.samples < _FEW_IMAGES:
-        notes.append(f"note: {status.samples} images tell little; give 64 or more")
-    elif status.variety < _LITTLE_VARIETY:
-        named = "the labels name" if status.labelled else "the full subnet names"
-        notes.append(f"note: {named} one class for most of these images, so the choice follows the bundle's own")
-    return [note for note in notes if note]
-
-
-def _print(
-    status: AdaptStatus, model: EdgeModel, device: DeviceRecord, arguments: argparse.Namespace, console: Console
-) -> None:
-    console.line(console.paint(f"{model.bundle.manifest.name} on {device_line(device, model.threads)}", "bold"))
-    images = f"{status.samples} {'' if status.labelled else 'un'}labelled image{'s' if status.samples != 1 else ''}"
-    console.line(f"{images}, budget {_budget_text(status)}, searched in {status.seconds:.1f} s")
-    if status.taken_up:
-        console.line(f"the search went on: {status.taken_up} of its evaluations are from before a restart")
-    console.line()
-    shown = status.candidates if arguments.explain else tuple(c for c in status.candidates if c.score.measured)
-    for line in _table(console, shown, labelled=status.labelled, explain=arguments.explain):
-        console.line(line)
-    console.line()
-    console.line(f"{console.paint('chosen', 'good')}  {status.active}")
-    console.line(f"why     {status.reason}")
-    if arguments.explain:
-        console.line()
-        for fate in dict.fromkeys(candidate.fate for candidate in shown):
-            console.line(console.paint(f"  {fate:<17} {_FATES[fate]}", "dim"))
-
-
-def _budget_text(status: AdaptStatus) -> str:
-    """The budget, and for a share of the full subnet's time what it is a share of."""
-    if status.budget.fraction is None or status.limit_ms is None or status.full_latency_ms is None:
-        return str(status.budget)
-    return f"{status.budget}'s {status.full_latency_ms:.2f} ms (expected p95) = {status.limit_ms:.2f} ms"
-
-
-def _table(console: Console, candidates: tuple[Candidate, ...], *, labelled: bool, explain: bool) -> list[str]:
-    """Candidates as a table: gates, p95, quality with its interval, what became of each, and on request why."""
-    quality = "accuracy" if labelled else "agreement"
-    columns = [
-        Column("subnet", "left"),
-        Column("p95 ms"),
-        Column(quality),
-        Column("95 % interval"),
-        Column("", "left"),
-        *([Column("why", "left")] if explain else []),
-    ]
-    rows = [
-        [
-            shorten(str(candidate.score.gates), _GATES_WIDTH),
-            f"{candidate.score.latency_ms:.2f}{'' if candidate.score.measured else '~'}",
-            f"{candidate.score.quality:.3f}",
-            f"{candidate.score.low:.3f} to {candidate.score.high:.3f}",
-            candidate.fate,
-            *([candidate.reason] if explain else []),
-        ]
-        for candidate in candidates
-    ]
-    return render_table(console, columns, rows, [_STYLES.get(candidate.fate, "") for candidate in candidates])

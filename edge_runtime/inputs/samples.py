@@ -104,6 +104,8 @@ def load_samples(
     Raises:
         InputError: The path is missing, empty, unreadable or not such a data set.
     """
+    if not os.fspath(path):
+        raise InputError("the data path is empty", hint="give a folder of images or an .npz file")
     where = Path(path)
     if where.is_dir():
         return load_folder(where, class_names=class_names, limit=limit, size=size)
@@ -141,13 +143,19 @@ def _read_images(
     images: list[Frame] = []
     read: list[int] = []
     skipped: list[str] = []
+    most = most_unreadable(len(kept))
     for index in kept:
         try:
             images.append(read_image(files[index], size))
             read.append(index)
         except InputError as error:
             skipped.append(error.message)
-            if len(skipped) > most_unreadable(len(kept)):
+            if len(skipped) > most > 0:
+                raise InputError(
+                    f"{error.message}, and it is not the first: of {len(kept)} images at most {most} may be unreadable",
+                    hint="remove the damaged ones from the data",
+                ) from error
+            if not most:
                 raise
     return tuple(images), read, tuple(skipped)
 

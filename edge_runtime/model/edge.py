@@ -17,7 +17,7 @@ from edge_runtime.adaptation.memory import Memory, memory_name
 from edge_runtime.backends import export_subnet, runtime_versions
 from edge_runtime.backends.base import Array, Session, SessionOptions, random_inputs
 from edge_runtime.bundle import Bundle
-from edge_runtime.errors import BundleError, InputError, UsageError
+from edge_runtime.errors import BackendError, BundleError, InputError, UsageError
 from edge_runtime.gates import Gates, GateSpace
 from edge_runtime.inputs import Frame, SampleBuffer, Samples, check_finite, check_labels, fit, normalise
 from edge_runtime.measure import Clock, LatencyModel
@@ -144,10 +144,7 @@ class EdgeModel:
             ProfileError: The profile is unknown or invalid.
             UsageError: Another argument cannot be meant, or the budget limits the energy and there is no power rail.
         """
-        if budget is not None and not isinstance(budget, Budget):
-            raise UsageError(f"budget is {type(budget).__name__}", hint="write Budget(latency_ms=33)")
-        if budget is not None:
-            rail_for(budget)
+        _check_budget(budget)
         state = StateDir.open(state_dir)
         bundle = Bundle.read(path)
         chosen = _profile(profile)
@@ -292,7 +289,7 @@ class EdgeModel:
         """With samples, search for the best subnet within the budget; without, one tick of the loop.
 
         A tick takes microseconds: it moves along the frontier by the policy, and starts a search in the background when
-        the buffer holds enough frames and none was made for a while.
+        the budget limits the time, the buffer holds 64 frames (or is full), and none was made for ten minutes.
 
         Args:
             samples: uint8 frames [H, W, 3] of any size, or `Samples`. They stay in memory, and only during the search.
@@ -307,12 +304,13 @@ class EdgeModel:
 
         Raises:
             InputError: Samples or labels that cannot be used, or nothing to wait for.
-            UsageError: The budget limits the energy, and this machine shows no power rail.
+            UsageError: The budget is none, or limits the energy, and this machine shows no power rail; or the model was
+                closed while this waited.
             BudgetError: Waited for, and no subnet meets the budget; names the fastest one and its measured latency.
         """
         self._check_open()
+        _check_budget(budget)
         if budget is not None:
-            rail_for(budget)
             self._loop.set_budget(budget)
         if samples is None and labels is not None:
             raise InputError("labels were given without their images", hint="give samples too")
@@ -323,7 +321,11 @@ class EdgeModel:
             self._check_open()  # another thread may have ended the search that was waited for
             return status
         images, targets = self._gather(samples, labels)
-        return self._loop.search(images, targets, wait=wait, seconds=seconds, tell=tell or _silent)
+        try:
+            return self._loop.search(images, targets, wait=wait, seconds=seconds, tell=tell or _silent)
+        except BackendError:
+            self._check_open()  # another thread may have closed the session under the search
+            raise
 
     def _gather(
         self,
@@ -436,6 +438,14 @@ class EdgeModel:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _check_budget(budget: Budget | None) -> None:
+    """Raise `UsageError` for what is no budget, and for one on the energy where no power rail can be read."""
+    if budget is not None and not isinstance(budget, Budget):
+        raise UsageError(f"budget is {type(budget).__name__}", hint="write Budget(latency_ms=33)")
+    if budget is not None:
+        rail_for(budget)
 
 
 def _silent(status: AdaptStatus) -> None:

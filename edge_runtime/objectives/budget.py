@@ -13,6 +13,9 @@ __all__ = ["MIB", "Budget"]
 
 MIB = 1024 * 1024
 
+MOST_FRACTION = 2.0
+"""Share of the full subnet's time above which a budget is a slip of the pen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -25,7 +28,8 @@ class Budget:
     """Upper limit of the peak memory of the process, MiB, above 0."""
 
     fraction: float | None = None
-    """Upper limit of the p95 latency as a share of the full subnet's p95 on the same machine, above 0. Example: 0.6."""
+    """Upper limit of the p95 latency as a share of the full subnet's p95 on the same machine, above 0 to 2. Example:
+    0.6."""
 
     energy_mj: float | None = None
     """Upper limit of what the whole board takes for one frame, millijoules, above 0; needs a power rail to read."""
@@ -35,6 +39,11 @@ class Budget:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, positive(f"budget {name}", value))
+        if self.fraction is not None and self.fraction > MOST_FRACTION:
+            raise UsageError(
+                f"a budget of {self.fraction:.0%} of the full subnet's time limits nothing",
+                hint="60 percent are 60% on the command line and fraction=0.6 in Python",
+            )
         if self.latency_ms is not None and self.fraction is not None:
             raise UsageError("a budget has either latency_ms or fraction, not both", hint="leave one of them out")
 

@@ -249,6 +249,33 @@ def _noise(folder: Path, count: int, brightest: int) -> Path:
     return folder
 
 
+def test_adapt_sets_what_was_chosen_beside_the_full_subnet(edge: Any, bundle: Path, images: Path) -> None:
+    ran = edge("adapt", bundle, "--data", images, "--budget", "1000", "--memory-mib", "4000")
+    assert ran.code == 0, ran.err
+    table = re.findall(r"^  [\d-]+ +([\d.]+) +[\d.]+ +[\d.]+ to [\d.]+  (.*)$", ran.out, re.MULTILINE)
+    latencies_ms = [float(latency_ms) for latency_ms, _ in table]
+    assert latencies_ms == sorted(latencies_ms)
+    assert [fate.endswith("◄") for _, fate in table].count(True) == 1
+    assert re.search(r"^ {8}p95 [\d.]+ ms, full [\d.]+; accuracy [\d.]+, full [\d.]+$", ran.out, re.MULTILINE)
+    assert re.search(r"^ {8}peak memory \d+ MiB$", ran.out, re.MULTILINE)
+    assert "budget 1000 ms, 4000 MiB" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("--budget", "", "budget '' is not understood"),
+        ("--budget", "6000%", "limits nothing"),
+        ("--data", "", "the data path is empty"),
+        ("--memory-mib", "-1", "memory_mib"),
+    ],
+)
+def test_adapt_refuses_what_cannot_be_meant(
+    edge: Any, bundle: Path, images: Path, option: str, value: str, word: str
+) -> None:
+    edge("adapt", bundle, "--data", images, option, value).failed(2, word)
+
+
 def test_adapt_reads_a_folder_without_labels(edge: Any, bundle: Path, tmp_path: Path) -> None:
     folder = _noise(tmp_path / "photos", count=24, brightest=255)
     ran = edge("adapt", bundle, "--data", folder, "--budget", "1000")
@@ -362,6 +389,28 @@ def test_demo_stopped_in_the_middle_leaves_no_worker(
         process.stdout.read()
         assert process.wait(timeout=60) == code
     assert [pid for pid in workers if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported_ends_it_as_any_time_later(
+    environment: dict[str, str], bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Interrupts:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'edge_runtime.cli.demo':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupts())\n"
+    )
+    done = subprocess.run(
+        [*COMMAND, "inspect", str(bundle)],
+        env={**environment, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=_heed_interrupts,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def _heed_interrupts() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.adaptation.status import Fate
-from edge_runtime.cli import adapt
+from edge_runtime.cli.adapt_view import FATES
 from edge_runtime.cli.console import Console
 from edge_runtime.cli.demo import _verdict
 from edge_runtime.cli.documents import document, write_document
@@ -163,4 +163,4 @@ def test_the_closing_sentence_is_true_in_every_case(fixed: int, edge: int, words
 
 
 def test_the_legend_of_adapt_explains_every_fate() -> None:
-    assert set(adapt._FATES) == set(get_args(Fate))
+    assert set(FATES) == set(get_args(Fate))

@@ -197,6 +197,22 @@ def test_an_unnamed_one_runs_without_a_cache_and_says_so(
         assert model(FRAMES[0]).label
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_who_waits_for_a_search_that_another_thread_closes_is_told(path: Path, tmp_path: Path, given: bool) -> None:
+    model = EdgeModel.load(path, state_dir=tmp_path, budget=Budget(latency_ms=10_000))
+    if not given:
+        model.adapt(list(FRAMES))
+    closing = threading.Thread(target=model.close)
+
+    def close(status: Any) -> None:
+        if closing.ident is None:
+            closing.start()
+
+    with pytest.raises(UsageError, match="the model is closed"):
+        model.adapt(list(FRAMES) if given else None, wait=True, tell=close)
+    closing.join()
+
+
 def test_a_closed_model_says_so_and_closes_twice(path: Path, tmp_path: Path) -> None:
     model = EdgeModel.load(path, state_dir=tmp_path)
     model.close()
@@ -380,6 +396,14 @@ def test_samples_that_cannot_be_used_are_refused_with_a_word() -> None:
     ):
         with pytest.raises(InputError, match=word):
             model.adapt(samples, labels, wait=True)
+
+
+def test_what_is_no_budget_is_refused_where_it_is_given() -> None:
+    model = scripted()
+    with pytest.raises(UsageError, match="budget is int"):
+        model.adapt(budget=33)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="6000% of the full subnet's time limits nothing"):
+        Budget(fraction=60)
 
 
 def test_a_new_budget_moves_along_the_frontier_at_once() -> None:
