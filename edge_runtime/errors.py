@@ -67,7 +67,7 @@ class BudgetError(EdgeError):
     """Everything was measured, and no subnet meets the budget.
 
     `fastest` is the text form of the fastest measured subnet's gates and `latency_ms` its p95 in milliseconds; empty
-    and None where nothing was measured.
+    and None where nothing was measured, or where the memory does not suffice and so the fastest was not looked for.
     """
 
     exit_code = 3

@@ -7,8 +7,18 @@
 from edge_runtime.adaptation.choice import Choice, choose
 from edge_runtime.adaptation.finals import Finals
 from edge_runtime.adaptation.job import AdaptJob
-from edge_runtime.adaptation.outcome import AdaptResult
+from edge_runtime.adaptation.outcome import AdaptResult, without_unusable
 from edge_runtime.adaptation.plan import AdaptPlan
 from edge_runtime.adaptation.status import AdaptStatus, Candidate
 
-__all__ = ["AdaptJob", "AdaptPlan", "AdaptResult", "AdaptStatus", "Candidate", "Choice", "Finals", "choose"]
+__all__ = [
+    "AdaptJob",
+    "AdaptPlan",
+    "AdaptResult",
+    "AdaptStatus",
+    "Candidate",
+    "Choice",
+    "Finals",
+    "choose",
+    "without_unusable",
+]

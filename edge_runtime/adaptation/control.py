@@ -18,13 +18,13 @@ KEPT_READINGS = 64
 class Control:
     """Feeds the policy with frames and remembers its history. `observe` may be called from any thread."""
 
-    def __init__(self, policy: AdaptationPolicy) -> None:
+    def __init__(self, policy: AdaptationPolicy, unusable: frozenset[Gates] = frozenset()) -> None:
         self._policy = policy
         self._history = History()
         self._lock = threading.Lock()  # a search learns in its own thread, while ticks decide
         self._readings: deque[tuple[float, float, Gates]] = deque(maxlen=KEPT_READINGS)
         self._known: dict[Gates, Score] = {}
-        self.unusable: frozenset[Gates] = frozenset()
+        self.unusable = unusable
         """Subnets whose outputs were unusable in the loop: they are on no frontier."""
         self.frontier: Frontier | None = None
         """Where the policy may go; None: it stays."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +52,9 @@ class Memory:
     """What the full subnet takes for a frame at the median power of what was measured, millijoules; None where no power
     rail was read."""
 
+    unusable: frozenset[Gates] = frozenset()
+    """Subnets whose outputs were unusable in the loop; none of them is active or on the frontier."""
+
     def limit_ms(self, budget: Budget) -> float | None:
         """The latency limit of a budget on this machine, milliseconds; None without one, or where it is not known."""
         if self.full_latency_ms is None:
@@ -69,20 +71,21 @@ class Memory:
         None as the budget takes up the last adaptation as it was; a budget that limits no time asks for the full
         subnet.
         """
-        if self.active is None or self.frontier is None:
+        if self.frontier is None:
             return None
-        if budget is None or budget == self.budget:
+        if self.active is not None and (budget is None or budget == self.budget):
             return self.active.gates, "restored from the last adaptation"
-        limit_ms = self.limit_ms(budget)
+        limit_ms = self.limit_ms(budget or self.budget or Budget())
         if limit_ms is None:
             return None
         score = self.frontier.best(limit_ms) or self.frontier.fastest
         return score.gates, f"from the remembered frontier: p95 {score.latency_ms:.2f} ms for {limit_ms:.2f} ms"
 
-    def without(self, subnets: Collection[Gates]) -> Memory:
-        """The same where some subnets are not to be had; where one was active, none is remembered as that."""
-        active = None if self.active is None or self.active.gates in subnets else self.active
-        return replace(self, active=active, frontier=self.frontier and self.frontier.without(subnets))
+    def without(self, unusable: frozenset[Gates]) -> Memory:
+        """The same where these subnets are unusable; where one was active, none is remembered as that."""
+        active = None if self.active is None or self.active.gates in unusable else self.active
+        frontier = self.frontier and self.frontier.without(unusable)
+        return replace(self, active=active, frontier=frontier, unusable=unusable)
 
     def save(self, state: StateDir, name: str) -> None:
         """Write it, atomically. Raises `StateError` when the disk refuses."""
@@ -93,6 +96,7 @@ class Memory:
             "full_latency_ms": self.full_latency_ms,
             "budget": None if self.budget is None else self.budget.to_json(),
             "full_energy_mj": self.full_energy_mj,
+            "unusable": [gates.to_json() for gates in sorted(self.unusable, key=Gates.vector)],
         }
         state.write_json(name, body)
 
@@ -103,7 +107,7 @@ class Memory:
         if body is None:
             return None
         try:
-            values = fields("memory", body, required=_ALWAYS, optional=("full_energy_mj",))
+            values = fields("memory", body, required=_ALWAYS, optional=("full_energy_mj", "unusable"))
             full_ms, full_mj = values["full_latency_ms"], values.get("full_energy_mj")
             return cls(
                 LatencyModel.from_json(space, values["table"]),
@@ -112,6 +116,13 @@ class Memory:
                 None if full_ms is None else positive("full_latency_ms", full_ms),
                 None if values["budget"] is None else Budget.from_json(values["budget"]),
                 None if full_mj is None else positive("full_energy_mj", full_mj),
+                frozenset(space.from_json(item) for item in _listed(values.get("unusable", []))),
             )
         except (UsageError, GateError):
             return None
+
+
+def _listed(value: object) -> list[object]:
+    if not isinstance(value, list):
+        raise UsageError("the unusable subnets in JSON are a list")
+    return value

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from edge_runtime.adaptation.choice import Choice
 from edge_runtime.adaptation.finals import Finals
 from edge_runtime.adaptation.shortlist import Shortlist
-from edge_runtime.adaptation.status import Candidate
+from edge_runtime.adaptation.status import Candidate, Fate
 from edge_runtime.adaptation.trust import Trust
 from edge_runtime.additive import AdditiveCost
+from edge_runtime.errors import BudgetError
 from edge_runtime.gates import Gates
-from edge_runtime.objectives import Frontier, Measurement, Score
+from edge_runtime.objectives import Budget, Frontier, Measurement, Score
 
-__all__ = ["AdaptResult", "outcome"]
+__all__ = ["AdaptResult", "outcome", "without_unusable"]
 
 Allows = Callable[[Score, float], bool]
 
@@ -94,6 +95,40 @@ def outcome(
         full_energy_mj,
         shortlist.ended_early or cut,
     )
+
+
+def without_unusable(result: AdaptResult, unusable: Collection[Gates], budget: Budget) -> AdaptResult:
+    """What was found without subnets whose outputs were unusable in the loop, whatever they were on these images.
+
+    Raises:
+        BudgetError: One of them was chosen, and none of the others meets the budget.
+    """
+    found = {candidate.score.gates for candidate in result.candidates} & set(unusable)
+    if not found:
+        return result
+    chosen, frontier = result.choice.score, result.frontier.without(found)
+    said = "its outputs were unusable in the loop"
+    fates: dict[Gates, tuple[Fate, str]] = dict.fromkeys(found, ("unusable", said))
+    choice = result.choice
+    if chosen.gates in found:
+        limit_ms = budget.limit_ms(result.full_latency_ms, result.full_energy_mj)
+        best = None if frontier is None else frontier.best(limit_ms)
+        if best is None:
+            raise BudgetError(
+                f"no usable subnet meets the budget of {budget}: of {chosen.gates} {said.removeprefix('its ')}",
+                hint="allow more time, or run 'nnf-edge verify' on the bundle",
+                fastest="" if frontier is None else str(frontier.fastest.gates),
+                latency_ms=None if frontier is None else frontier.fastest.latency_ms,
+            )
+        choice = replace(choice, score=best, reason=f"{best.gates} in place of {chosen.gates}: {said}")
+        fates[best.gates] = ("chosen", choice.reason)
+    candidates = [
+        replace(candidate, fate=fates[candidate.score.gates][0], reason=fates[candidate.score.gates][1])
+        if candidate.score.gates in fates
+        else candidate
+        for candidate in result.candidates
+    ]
+    return replace(result, choice=choice, frontier=frontier or result.frontier, candidates=tuple(candidates))
 
 
 def _frontier(chosen: Score, others: list[Score], limit_ms: float, allows: Allows) -> Frontier:

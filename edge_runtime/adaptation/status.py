@@ -22,6 +22,7 @@ Fate = Literal[
     "over budget",
     "uncertain",
     "reference",
+    "unusable",
     "unmeasured",
     "fell early",
 ]
@@ -30,7 +31,8 @@ Fate = Literal[
 `lost` is likely worth less, `worse` significantly so; `indistinguishable` stood aside for the current or a cheaper one;
 of what is `not trusted` the bundle's prior expects far more damage than the latency costs; `uncertain` was measured
 within the budget, but not so often or so evenly that its p95 surely is; `reference` is the full subnet where it is over
-the budget; `unmeasured` was evaluated for the frontier; `fell early` was cut on the first images.
+the budget; outputs of what is `unusable` were not finite, or of a wrong shape, when it answered frames; `unmeasured`
+was evaluated for the frontier; `fell early` was cut on the first images.
 """
 
 

@@ -37,6 +37,7 @@ FATES = {
     "over budget": "measured above the limit",
     "uncertain": "measured within the limit, but its p95 is not sure to be",
     "reference": "the full subnet, above the limit",
+    "unusable": "its outputs were not finite, or of a wrong shape, when it answered frames",
     "unmeasured": "evaluated on the images, for the frontier; its time is predicted (~)",
     "fell early": "cut on the first images",
 }
@@ -131,7 +132,7 @@ def notes(status: AdaptStatus, model: EdgeModel, samples: Samples, device: Devic
         found.append(f"note: {status.samples} images tell little; give 64 or more")
     elif status.variety < _LITTLE_VARIETY:
         named = "the labels name" if status.labelled else "the full subnet names"
-        found.append(f"note: {named} one class for most of these images, so the choice follows the bundle's own")
+        found.append(f"note: {named} hardly more than one class for these images: the choice follows the bundle's own")
     chosen, full = _measured(status, status.active), _measured(status, model.space.default)
     if chosen and full and chosen.quality < _LITTLE_LEFT * full.quality:
         found.append(

@@ -63,7 +63,7 @@ class Console:
         """The console of this process, from its streams and its environment."""
         out = sys.stdout
         wanted = not no_colour and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        return cls(out, sys.stderr, silent, quiet, wanted and out.isatty(), _can_show("█▌→·±", out))
+        return cls(out, sys.stderr, silent, quiet, wanted and out.isatty(), _can_show("█▌→·±◄", out))
 
     def line(self, text: str = "") -> None:
         """One line of the result."""

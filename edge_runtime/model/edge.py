@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edge_runtime import sense
 from edge_runtime.adaptation import AdaptStatus
+from edge_runtime.adaptation.checkpoint import Checkpoints
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
 from edge_runtime.backends import export_subnet, runtime_versions
@@ -24,6 +25,7 @@ from edge_runtime.measure import Clock, LatencyModel
 from edge_runtime.model.compile import open_quickest
 from edge_runtime.model.guard import Answer, OutputGuard
 from edge_runtime.model.jobs import Labels, rail_for
+from edge_runtime.model.learned import Learned
 from edge_runtime.model.loop import Loop
 from edge_runtime.model.meter import FrameMeter
 from edge_runtime.model.records import Prediction, Stats
@@ -79,24 +81,25 @@ class EdgeModel:
         self._buffer = SampleBuffer(buffer_frames, self._spec.height, self._spec.width, seed)
         self._meter = FrameMeter()
         self._guard = OutputGuard(session, self.space.default, clock_ns)
-        self._control = Control(policy or AdaptationPolicy())
         self._active = ActiveGates(self.space.default, follow=session.prefer)
         self._form = form
         parts = (session.name, options.key(), sense.cpu_features_key(), str(sorted((versions or {}).items())))
         name = memory_name(bundle.digest, *parts)
-        memory = Memory.read(state, name, self.space) or (None if table is None else Memory(table))
+        self._learned = Learned(bundle, session, options, state=state, name=name, table=table, seed=seed)
+        memory = self._learned.memory
+        self._control = Control(policy or AdaptationPolicy(), memory.unusable if memory else frozenset())
         self._begin(memory, budget)
+        self._checkpoints = Checkpoints(state, f"search-{name}")
         self._searches = Searches(
             bundle,
             session,
-            options,
             active=self._active,
             control=self._control,
-            state=state,
-            memory_name=name,
-            memory=memory,
+            learned=self._learned,
+            checkpoints=self._checkpoints,
+            budget=budget or (memory and memory.budget) or profile.budget,
             duty=profile.limits.adapt_cpu_percent / 100,
-            seed=seed,
+            threads=options.threads,
             clock_ns=clock_ns,
         )
         self._loop = Loop(
@@ -104,7 +107,6 @@ class EdgeModel:
             control=self._control,
             searches=self._searches,
             buffer=self._buffer,
-            budget=budget or (memory and memory.budget) or profile.budget,
             limits=profile.limits,
             seed=seed,
             clock_ns=clock_ns,
@@ -204,7 +206,7 @@ class EdgeModel:
     @property
     def budget(self) -> Budget:
         """The budget in force."""
-        return self._loop.budget
+        return self._searches.budget
 
     @property
     def threads(self) -> int:
@@ -233,7 +235,7 @@ class EdgeModel:
         confidence = 1.0 / float(np.exp(logits - logits[best]).sum())
         self._buffer.add(image)
         ended_ns = self._clock_ns()
-        self._meter.add(answer.run_ns, ended_ns - began_ns - answer.run_ns, self._loop.limit_ms)
+        self._meter.add(answer.run_ns, ended_ns - began_ns - answer.run_ns, self._searches.limit_ms)
         self._searches.pace.frame(began_ns / 1e9, ended_ns / 1e9)
         return Prediction(
             outputs, self._classes[best], confidence, answer.gates, answer.run_ns / 1e6, bool(answer.fault)
@@ -306,12 +308,13 @@ class EdgeModel:
             InputError: Samples or labels that cannot be used, or nothing to wait for.
             UsageError: The budget is none, or limits the energy, and this machine shows no power rail; or the model was
                 closed while this waited.
-            BudgetError: Waited for, and no subnet meets the budget; names the fastest one and its measured latency.
+            BudgetError: Waited for, and no subnet meets the budget; names the fastest one and its measured latency,
+                where it is not the memory that does not suffice.
         """
         self._check_open()
         _check_budget(budget)
         if budget is not None:
-            self._loop.set_budget(budget)
+            self._searches.set_budget(budget)
         if samples is None and labels is not None:
             raise InputError("labels were given without their images", hint="give samples too")
         if samples is None and not wait:
@@ -387,7 +390,7 @@ class EdgeModel:
         p50, p95, p99 = self._meter.percentiles_ms(50, 95, 99)
         memory = sense.process_memory()
         lease = self._active.lease()
-        state = self._searches.note or self._state.note
+        state = self._learned.note or self._checkpoints.note or self._state.note
         return Stats(
             frames=self._meter.frames,
             p50_ms=p50,
@@ -395,11 +398,11 @@ class EdgeModel:
             p99_ms=p99,
             overhead_p50_ms=self._meter.overhead_ms(),
             deadline_misses=self._meter.misses,
-            limit_ms=self._loop.limit_ms,
-            budget=self._loop.budget.to_json(),
+            limit_ms=self._searches.limit_ms,
+            budget=self._searches.budget.to_json(),
             active=str(lease.gates),
             load=self._control.load,
-            drift=self._searches.drift.factor,
+            drift=self._learned.drift.factor,
             swaps_total=lease.generation,
             swaps=self._active.history,
             bad_outputs=self._guard.bad_outputs,

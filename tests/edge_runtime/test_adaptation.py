@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, Finals, choose
+from edge_runtime.adaptation import AdaptJob, AdaptPlan, AdaptResult, Finals, choose, without_unusable
 from edge_runtime.adaptation.background import BackgroundJob, _cpu_seconds, rest_seconds
 from edge_runtime.adaptation.control import Control
 from edge_runtime.adaptation.memory import Memory, memory_name
@@ -245,6 +245,19 @@ def test_every_candidate_says_what_became_of_it() -> None:
     assert all(candidate.reason for candidate in result.candidates)
     assert {"chosen", "reference", "fell early"} <= {candidate.fate for candidate in result.candidates}
     json.dumps([candidate.to_json() for candidate in result.candidates])
+
+
+def test_where_only_unusable_subnets_meet_the_budget_there_is_an_error() -> None:
+    budget = Budget(latency_ms=6.0)
+    result = run(make_job(budget))
+    bad = frozenset(c.score.gates for c in result.candidates if c.score.latency_ms <= 6.0)
+    with pytest.raises(
+        BudgetError, match=r"no usable subnet meets the budget of 6 ms: .* outputs were unusable"
+    ) as caught:
+        without_unusable(result, bad, budget)
+    assert SPACE.parse(caught.value.fastest) not in bad
+    assert caught.value.latency_ms > 6.0  # type: ignore[operator]
+    assert without_unusable(result, frozenset(), budget) is result
 
 
 def test_what_was_not_measured_is_expected_to_be_as_slow_as_what_was_makes_it() -> None:

@@ -104,13 +104,13 @@ def _search(model: EdgeModel, images: Frame, log: TextIO) -> None:
             phases.append(status.phase)
             print(json.dumps({"phase": status.phase}), file=log, flush=True)
 
-    keep = model._searches._keep
+    remember = model._learned.remember
 
-    def keeping() -> None:
+    def remembering(*args: Any) -> Any:
         print(json.dumps({"ending": str(model.gates)}), file=log, flush=True)
-        keep()
+        return remember(*args)
 
-    model._searches._keep = keeping  # type: ignore[method-assign]
+    model._learned.remember = remembering  # type: ignore[method-assign]
     model._searches._jobs.make = making  # type: ignore[method-assign]
     status = model.adapt(images, budget=BUDGET, wait=True, seconds=NO_LIMIT_SECONDS, tell=tell)
     values = {str(gates): values for gates, values in evaluators[0].known().items()}
