@@ -11,8 +11,7 @@ import pytest
 
 from edge_runtime import Budget, EdgeModel
 from edge_runtime.errors import ResourceError
-from tests.edge_runtime.test_model import scripted
-from tests.support.scripted import COST, SPACE, answer, scripted_images
+from tests.support.scripted import COST, SPACE, answer, scripted_images, scripted_model
 
 FULL_MS = COST(SPACE.default)
 IN_THE_LOOP = Budget(latency_ms=1.2 * FULL_MS)
@@ -23,7 +22,7 @@ class Held:
 
     def __init__(self, factor: float, budget: Budget) -> None:
         self.measuring, self.gate = threading.Event(), threading.Event()
-        self.model = scripted(
+        self.model = scripted_model(
             reply=self._reply,
             cost_ms=lambda gates: (factor if self._searching() else 1.0) * COST(gates),
             budget=budget,

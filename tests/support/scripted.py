@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime import EdgeModel
 from edge_runtime.additive import AdditiveCost
+from edge_runtime.backends import SessionOptions
 from edge_runtime.backends.fake import FakeSession
 from edge_runtime.bundle import Bundle, Manifest, Preprocessing, Provenance, Task, TensorSpec
 from edge_runtime.gates import GateGroup, Gates, GateSpace
 from edge_runtime.measure import LatencyModel
+from edge_runtime.profiles import load_profile
+from edge_runtime.state import StateDir
 
 SIZE = 4
 CLASSES = ("bolt", "nut", "washer", "spring")
@@ -104,3 +109,20 @@ def scripted_bundle() -> Bundle:
         provenance=Provenance("scripted", "random", "tests", 0, {}, "pytest", "2026-01-01T00:00:00Z"),
     )
     return Bundle(manifest, "0" * 64, b"", b"", "scripted")
+
+
+def scripted_model(
+    tmp_path: Path | None = None, *, reply: Any = answer, cost_ms: Any = None, **settings: Any
+) -> EdgeModel:
+    """An `EdgeModel` on the scripted session, its clock included; it keeps its state in `tmp_path`, if one is given."""
+    session = scripted_session(cost_ms, reply)
+    return EdgeModel(
+        scripted_bundle(),
+        session,
+        SessionOptions(),
+        profile=load_profile("generic-x86_64"),
+        state=StateDir.open(tmp_path) if tmp_path else StateDir(None, "no state in this test"),
+        table=scripted_table(),
+        clock_ns=session.now_ns,
+        **settings,
+    )
