@@ -39,12 +39,16 @@ class GraphWriter:
         return name
 
     def initializer(self, name: str, values: npt.NDArray[Any]) -> str:
-        """Store a tensor once and give its name back: `name`, with a number behind it where others have that."""
+        """Store a tensor once and give its name back: `name`, with a number behind it where others have that.
+
+        What goes to the weight file has the name that came first: parts of a network share weights.
+        """
         values = np.asarray(values, order="C")
         content = (values.shape, values.dtype.str, hashlib.sha256(values).digest())
-        known = self._stored.get((name, content))
+        key = ("" if values.nbytes >= EXTERNAL_FROM_BYTES else name, content)
+        known = self._stored.get(key)
         if known is None:
-            known = self._stored[name, content] = self.unique(name)
+            known = self._stored[key] = self.unique(name)
             self._initializers[known] = self._tensor(known, values)
         return known
 
@@ -86,6 +90,7 @@ class GraphWriter:
             tensor.raw_data = raw
             return tensor
         tensor.data_location = TensorProto.EXTERNAL
+        self.weights += bytes(-len(self.weights) % values.itemsize)
         for key, value in (("location", WEIGHTS_FILE), ("offset", len(self.weights)), ("length", len(raw))):
             tensor.external_data.add(key=key, value=str(value))
         self.weights += raw

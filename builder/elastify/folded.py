@@ -12,7 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from builder.elastify.nodes import module_of
 from builder.elastify.supernet import Supernet
 
-__all__ = ["with_folded_originals"]
+__all__ = ["folded_copy", "with_folded_originals"]
 
 
 def with_folded_originals(supernet: Supernet) -> Supernet:
@@ -22,7 +22,7 @@ def with_folded_originals(supernet: Supernet) -> Supernet:
     rounding (3e-5 of MobileNetV2's logits in float32), so it is for training only. A step of a MobileNetV2 takes a
     fifth less time: a frozen BatchNorm costs as much memory traffic as a trained one.
     """
-    segments = [dataclasses.replace(s, module=_folded(s.module)) for s in supernet.segments]
+    segments = [dataclasses.replace(s, module=folded_copy(s.module)) for s in supernet.segments]
     program = dataclasses.replace(supernet.program, segments=tuple(segments))
     modes = [(module, module.training) for module in supernet.bodies.modules()]
     folded = Supernet(program, supernet.units, list(supernet.bodies), supernet.report())
@@ -31,7 +31,7 @@ def with_folded_originals(supernet: Supernet) -> Supernet:
     return folded
 
 
-def _folded(module: fx.GraphModule) -> fx.GraphModule:
+def folded_copy(module: fx.GraphModule) -> fx.GraphModule:
     """A copy in eval mode without the BatchNorms that alone read a convolution."""
     result = copy.deepcopy(module).eval()
     calls = Counter(node.target for node in result.graph.nodes if node.op == "call_module")

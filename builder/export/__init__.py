@@ -6,7 +6,7 @@ plain one; `parity` compares with torch through the runtime's own backend; `pack
 
 from builder.export.gated import GatedGraph, gated_graph
 from builder.export.pack import BundleInfo, pack
-from builder.export.parity import ParityReport, check_parity
+from builder.export.parity import ParityReport, check_parity, is_coded
 from builder.export.static import static_graph, static_model
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "ParityReport",
     "check_parity",
     "gated_graph",
+    "is_coded",
     "pack",
     "static_graph",
     "static_model",

@@ -77,6 +77,8 @@ def _add_offer(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=_window, metavar="N", help="most units that one merged alternative replaces, "
                        "1 for none (default: 3)")  # fmt: skip
     group.add_argument("--no-skip", dest="skip", action="store_false", default=None, help="never leave a unit out")
+    group.add_argument("--no-int8", dest="int8", action="store_false", default=None, help="nothing computes in 8 bits, "
+                       "and nothing is stored so")  # fmt: skip
     group.add_argument("--storage-ratio", type=_storage, metavar="X", help="most bytes of the supernet as a multiple "
                        "of the network's (default: 2)")  # fmt: skip
 
@@ -128,7 +130,7 @@ def _open(arguments: argparse.Namespace, log: RunLog) -> Project:
         "mean": arguments.mean,
         "std": arguments.std,
         "seed": arguments.seed,
-        **{name: getattr(arguments, name, None) for name in ("widths", "window", "skip", "storage_ratio")},
+        **{name: getattr(arguments, name, None) for name in ("widths", "window", "skip", "int8", "storage_ratio")},
     }
     given = {name: value for name, value in given.items() if value is not None}
     if (settings := kept_settings(arguments.work, given)) is not None:

@@ -22,6 +22,7 @@ from builder.recipes.common import (
     FIT_IMAGES,
     Request,
     claim_work,
+    finished,
     kept_prior,
     make_supernet,
     provenance,
@@ -182,6 +183,12 @@ class Project:
             ) from error
         return self.supernet.eval()
 
-    def prior(self, compute: Compute | None = None) -> tuple[tuple[float, ...], ...]:
-        """What each trained alternative costs in quality, on held-out images."""
-        return kept_prior(self.trained(), self.held_out, self.work, self.log, compute=compute)
+    @cached_property
+    def finished(self) -> Supernet:
+        """The trained supernet as it is exported. Raises `StateError` where it has not been trained."""
+        images = spread(self.data.train, FIT_IMAGES)
+        return finished(self.trained(), images, self.settings.elastic_options(), self.log)
+
+    def prior(self, supernet: Supernet, compute: Compute | None = None) -> tuple[tuple[float, ...], ...]:
+        """What each alternative of a trained supernet costs in quality, on held-out images."""
+        return kept_prior(supernet, self.held_out, self.work, self.log, compute=compute)

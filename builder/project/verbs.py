@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from builder.data import Source, source_of
-from builder.elastify import ElastifyReport, NothingElasticError
+from builder.elastify import ElastifyReport, NothingElasticError, Supernet
 from builder.export import check_parity, static_model
 from builder.export import pack as pack_supernet
 from builder.files import write_atomically
 from builder.fit import accuracy
+from builder.int8 import has_suffix
 from builder.project.latency import keep_latency, latency_name, read_latency
 from builder.project.plan import AUGMENTATIONS, TrainSettings, kept_training, new_training, stage_configs
 from builder.project.project import Project
@@ -93,7 +94,7 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
 
 def _agreement(project: Project, latency: AdditiveCost | None, compute: Compute) -> list[str]:
     """How often the likely best subnets answer as the network does."""
-    prior, images = project.prior(compute), project.unseen
+    prior, images = project.prior(project.trained(), compute), project.unseen
     with project.log.step("agreement") as figures:
         found = agreement(project.trained(), prior, images, latency=latency, compute=compute)
         figures |= {f"at_{share:g}": round(part, 4) for share, part in found.items()}
@@ -117,36 +118,49 @@ def _settled(
 
 def export(project: Project, name: str | None = None) -> list[str]:
     """Write the gated graph and its weights, and the oracle's static graph."""
-    work, supernet = project.work, project.trained()
+    work, supernet = project.work, project.finished
     info = project.bundle_info(name)
     with project.log.step("export") as figures:
-        bundle = pack_supernet(supernet, project.prior(), info, work / EXPORT)
+        bundle = pack_supernet(supernet, project.prior(supernet), info, work / EXPORT)
         oracle = static_model(project.oracle, project.held_out[:2])
         write_atomically(work / "oracle.onnx", oracle)
         figures |= {"digest": bundle.digest, "bytes": len(bundle.model_bytes) + len(bundle.weights)}
     (work / "check.json").unlink(missing_ok=True)
     graph_mib, weights_mib = len(bundle.model_bytes) / 2**20, len(bundle.weights) / 2**20
+    alternatives, report = sum(group.size - 1 for group in supernet.space.groups), supernet.report()
     return [
+        f"{len(supernet.units)} units with {alternatives} alternatives{_in_8_bits(supernet)}: "
+        f"{supernet.space.size():.3g} subnets, storage {report.storage_ratio:.2f}x the network's",
         f"{work / EXPORT}: the gated graph, {graph_mib:.1f} MiB, and {weights_mib:.1f} MiB of weights",
         f"{work / 'oracle.onnx'}: the network itself, {len(oracle) / 2**20:.1f} MiB",
         f"next: nnf-build check --work {work}",
     ]
 
 
+def _in_8_bits(supernet: Supernet) -> str:
+    count = sum(has_suffix(label) for group in supernet.space.groups for label in group.labels)
+    return f", {count} of them in 8 bits" if count else ""
+
+
 def check(project: Project) -> list[str]:
     """Compare the exported graph with torch; `BuildError` where they differ."""
     bundle = _exported(project.work)
     with project.log.step("check") as figures:
-        report = check_parity(project.trained(), project.oracle, bundle, project.held_out)
+        report = check_parity(project.finished, project.oracle, bundle, project.held_out)
         figures |= dataclasses.asdict(report)
     body = {"digest": bundle.digest} | dataclasses.asdict(report)
     write_atomically(project.work / "check.json", json.dumps(body, indent=1).encode())
-    return [
+    lines = [
         f"the default gates are the network: largest difference {report.oracle_error:.1e} over {report.images} images",
         f"every alternative is the trained one: largest relative difference {report.alternative_error:.1e} over "
         f"{report.vectors} gate vectors",
-        f"next: nnf-build pack --work {project.work}",
     ]
+    if report.coded_error:
+        lines.append(
+            "of those in 8 bits that is over half of the images; others are rounded otherwise, by "
+            f"{report.coded_error:.1e} at most"
+        )
+    return [*lines, f"next: nnf-build pack --work {project.work}"]
 
 
 def pack(project: Project, out: Path) -> list[str]:

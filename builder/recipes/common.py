@@ -26,6 +26,7 @@ from builder.elastify import ElasticOptions, Supernet, elastify
 from builder.export import BundleInfo, check_parity, pack, static_model
 from builder.files import write_atomically
 from builder.fit import accuracy
+from builder.int8 import with_int8
 from builder.runlog import RunLog
 from builder.training import BatchSource, Compute
 from edge_runtime.additive import AdditiveCost
@@ -40,6 +41,7 @@ __all__ = [
     "Request",
     "build_bundle",
     "claim_work",
+    "finished",
     "kept_prior",
     "make_supernet",
     "provenance",
@@ -142,6 +144,7 @@ def build_bundle(
     supernet = make_supernet(oracle, spread(train, FIT_IMAGES), plan.options, plan.seed, log)
     source = ImageBatches(train, plan.batch_size, plan.seed, augmentation=plan.augmentation)
     train_supernet(supernet, plan.local, plan.paths, source, work, log)
+    supernet = finished(supernet, spread(train, FIT_IMAGES), plan.options, log)
     held_out = spread(validation, CHECK_IMAGES)
     prior = kept_prior(supernet, held_out, work, log)
     with log.step("export") as figures:
@@ -206,6 +209,23 @@ def train_supernet(
         saved = work / "paths.pt"
         figures["loss"] = train_paths(supernet, paths, source, saved, log, compute=compute, latency=latency)
     supernet.to("cpu")
+
+
+def finished(supernet: Supernet, images: torch.Tensor, options: ElasticOptions, log: RunLog) -> Supernet:
+    """The trained supernet as it is exported, with alternatives in 8 bits where `options` ask for them.
+
+    Args:
+        supernet: trained, on the CPU.
+        images: a few dozen to a few hundred images as the network takes them, without labels.
+        options: what it was made with.
+        log: where its figures are written.
+    """
+    if not options.int8:
+        return supernet
+    with log.step("int8") as figures:
+        result = with_int8(supernet, images, storage_ratio=options.storage_ratio)
+        figures |= {"subnets": float(result.space.size()), "storage_ratio": round(result.report().storage_ratio, 3)}
+    return result
 
 
 def kept_prior(

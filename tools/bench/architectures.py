@@ -4,7 +4,8 @@
 
 Every network of pytorchcv in `zoo.py` (random weights, BatchNorms with the statistics of random images) goes through
 elastify, and with ``--onnx`` through the export and a session of the runtime: the default path against the untouched
-network, and random gate vectors against torch. An architecture that fails is reported with the reason.
+network, and random gate vectors against torch. With ``--int8`` the same once more with alternatives in 8 bits, whose
+vectors are compared image by image. An architecture that fails is reported with the reason.
 """
 
 # ruff: noqa: TID251 - a bench may use torch and the builder; only the runtime must not
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -26,8 +28,9 @@ import torch
 from torch import nn
 from zoo import ARCHITECTURES, Architecture
 
-from builder.elastify import Supernet, elastify
+from builder.elastify import ElasticOptions, Supernet, elastify
 from builder.export import BundleInfo, pack
+from builder.int8 import has_suffix, with_int8
 from edge_runtime.backends import open_session
 from edge_runtime.bundle import Preprocessing, Provenance
 from edge_runtime.errors import EdgeError
@@ -60,7 +63,18 @@ def _row(architecture: Architecture, arguments: argparse.Namespace) -> dict[str,
     with torch.no_grad():
         difference = (supernet(images[:2], supernet.space.default) - net(images[:2])).abs().max()
     row["default_difference"] = float(difference)
-    return row | ({"onnx": _onnx(supernet, net, images[:2], arguments.seed)} if arguments.onnx else {})
+    if arguments.onnx:
+        row["onnx"] = _onnx(supernet, net, images[:2], arguments.seed)
+    if arguments.int8:
+        started = time.perf_counter()
+        coded = with_int8(supernet, images, storage_ratio=ElasticOptions().storage_ratio)
+        row["int8"] = {
+            "seconds": round(time.perf_counter() - started, 2),
+            "storage_ratio": coded.report().storage_ratio,
+        }
+        row["int8"] |= {"copies": sum(has_suffix(label) for group in coded.space.groups for label in group.labels)}
+        row["int8"] |= _onnx(coded, net, images[:2], arguments.seed)
+    return row
 
 
 def _figures(supernet: Supernet) -> dict[str, Any]:
@@ -85,14 +99,17 @@ def _onnx(supernet: Supernet, net: nn.Module, images: torch.Tensor, seed: int) -
             bundle = pack(supernet, prior, _info(net, images), Path(folder) / "net.nnf")
             session = open_session(bundle)
 
-            def difference(gates: Any, wanted: torch.Tensor) -> float:
+            def differences(gates: Any, wanted: torch.Tensor) -> list[float]:
+                """Of each image."""
                 found = next(iter(session.run({"image": images.numpy()}, gates).values()))
-                return float(np.abs(found - wanted.numpy()).max() / max(1e-12, wanted.abs().max().item()))
+                each = np.abs(found - wanted.numpy()).reshape(len(images), -1).max(1)
+                return [float(one) / max(1e-12, wanted.abs().max().item()) for one in each]
 
             drawn = [space.gates([chooser.randrange(g.size) for g in space.groups]) for _ in range(VECTORS)]
-            errors = [difference(gates, supernet(images, gates)) for gates in drawn]
+            errors = [error for gates in drawn for error in differences(gates, supernet(images, gates))]
             wanted = net(images)
-            result = {"default_error": difference(space.default, wanted), "vectors_error": max(errors)}
+            result = {"default_error": max(differences(space.default, wanted)), "vectors_error": max(errors)}
+            result["median_error"] = statistics.median(errors)
             result["torch_rounding_error"] = _rounding_error(net, images, wanted)
             session.close()
             return result | {"bytes": (Path(folder) / "net.nnf").stat().st_size}
@@ -124,6 +141,8 @@ def _line(row: dict[str, Any]) -> str:
     shares = f"{row['elastic_share']:6.1%} elastic, {row['storage_ratio']:.2f}x, least {row['least_share']:.1%}"
     onnx = row.get("onnx", {})
     tail = onnx.get("error") or " ".join(f"{key} {onnx[key]:.1e}" for key in ONNX_FIGURES if onnx)
+    if "int8" in row:
+        tail += f" 8 bits: {row['int8']}"
     return (
         f"{row['name']:24s} diff {row['default_difference']:g} {row['units']:3d} units "
         f"({row['units_with_two_narrow']} narrow, {row['skips']} skip, {row['windows']} windows) {shares} "
@@ -136,6 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", metavar="NAME", help="some of the architectures")
     parser.add_argument("--onnx", action="store_true", help="export each supernet and compare it with torch")
+    parser.add_argument("--int8", action="store_true", help="the same with alternatives in 8 bits")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="write the result there too")
     return common.run("architectures", bench, parser.parse_args())

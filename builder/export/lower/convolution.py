@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from builder.export.lower.table import translates
-from builder.export.lower.values import NO_PADS, Pads, Value, Weight, pair
+from builder.export.lower.values import NO_PADS, Pads, Shape, Value, Weight, pair
 
 if TYPE_CHECKING:
     from builder.export.lower.walk import Lowering
 
-__all__ = ["conv2d", "pad", "zero_pad"]
+__all__ = ["conv2d", "convolution", "pad", "zero_pad"]
 
 _NORMS = ("batch_norm", "aten.batch_norm")
 
@@ -34,7 +34,23 @@ def conv2d(
     """``torch.nn.functional.conv2d``, and with a `padding_mode` the module."""
     if padding_mode != "zeros":
         raise low.refusal(f"pads by {padding_mode!r}", "pad with zeros")
-    kernel = pair(weight.tensor.shape[2:]) if isinstance(weight, Weight) else (0, 0)
+    stored = low.store(weight), tuple(weight.tensor.shape)
+    shift = low.store(bias) if bias is not None else ""
+    return convolution(low, x, stored, shift, stride, padding, dilation, groups)
+
+
+def convolution(
+    low: Lowering,
+    x: Value,
+    weight: tuple[str, Shape],
+    bias: str,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> str:
+    """A Conv and the normalisation that belongs behind it; `weight` is a name and a shape, `bias` a name or empty."""
+    kernel = pair(weight[1][2:])
     pads = _sum(x.pads, _padding(padding, kernel, pair(dilation)))
     if any(pad > (size - 1) * reach for pad, size, reach in zip(pads, kernel * 2, pair(dilation) * 2, strict=True)):
         x, pads = low.padded(replace(x, pads=pads)), NO_PADS  # a window would lie in the padding alone
@@ -45,9 +61,8 @@ def conv2d(
         "group": groups,
         "pads": list(pads),
     }
-    inputs = [x.name, low.store(weight), *([low.store(bias)] if bias is not None else [])]
-    out = low.emit("Conv", inputs, attributes)
-    return out if low.only_reader_is(*_NORMS) else _identity_norm(low, out, weight.tensor.shape[0])
+    out = low.emit("Conv", [x.name, weight[0], *([bias] if bias else [])], attributes)
+    return out if low.only_reader_is(*_NORMS) else _identity_norm(low, out, weight[1][0])
 
 
 @translates("pad", takes_pads=True)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from builder.export.lower.values import Weight
+from builder.int8.modules import DecodedConv, Dequantize, Quantize, QuantizedConv
 
 __all__ = ["call_of"]
 
@@ -28,6 +29,10 @@ _RESIZE = _Call("interpolate", "", "size scale_factor mode align_corners")
 _IDENTITY = _Call("identity")
 
 _CALLS: dict[type[nn.Module], _Call] = {
+    DecodedConv: _Call("decoded_conv", "weight weight_scale bias", "stride padding dilation groups"),
+    Dequantize: _Call("dequantize", "", "coding"),
+    Quantize: _Call("quantize", "", "coding"),
+    QuantizedConv: _Call("quantized_conv", "weight weight_scale bias", "taken given stride pads dilation groups"),
     nn.AdaptiveAvgPool2d: _Call("adaptive_avg_pool2d", "", "output_size"),
     nn.AdaptiveMaxPool2d: _Call("adaptive_max_pool2d", "", "output_size return_indices"),
     nn.AvgPool2d: _Call("avg_pool2d", "", f"{_POOL} count_include_pad divisor_override"),

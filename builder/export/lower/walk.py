@@ -13,7 +13,7 @@ from torch import fx
 
 from builder.elastify.trace import module_of
 from builder.errors import BuildError
-from builder.export.lower import activations, arithmetic, convolution, layout, norms, pooling, resize
+from builder.export.lower import activations, arithmetic, convolution, int8, layout, norms, pooling, resize
 from builder.export.lower.modules import call_of
 from builder.export.lower.shapes import read_shapes
 from builder.export.lower.table import function_name, is_in_place, translation_of
@@ -22,7 +22,7 @@ from builder.onnx_writer import GraphWriter
 
 __all__ = ["Lowering"]
 
-TRANSLATIONS = (activations, arithmetic, convolution, layout, norms, pooling, resize)
+TRANSLATIONS = (activations, arithmetic, convolution, int8, layout, norms, pooling, resize)
 """The rooms that enter themselves into the table when they are imported."""
 
 MAX_RANK = 6
@@ -94,6 +94,14 @@ class Lowering:
         if not isinstance(weight, Weight):
             return self._writer.initializer(f"{self._prefix}.{self.node.name}.{part}", _float32(weight))
         return self._writer.initializer(f"{self._prefix}.{weight.label}", _float32(weight.tensor))
+
+    def store_whole(self, weight: Weight) -> str:
+        """The initializer of a `Weight` of whole numbers, in its own type."""
+        return self._writer.initializer(f"{self._prefix}.{weight.label}", weight.tensor.numpy())
+
+    def whole(self, value: int, dtype: str) -> str:
+        """A constant of an integer type, e.g. ``uint8``."""
+        return self._writer.initializer(f"{dtype}_{value}", np.array(value, dtype))
 
     def scalar(self, value: float) -> str:
         """A float32 constant."""

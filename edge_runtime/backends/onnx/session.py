@@ -216,6 +216,8 @@ def _native_options(runtime: Any, options: SessionOptions) -> Any:
     spin = "1" if options.spinning else "0"
     settings.add_session_config_entry("session.intra_op.allow_spinning", spin)
     settings.add_session_config_entry("session.inter_op.allow_spinning", spin)
+    # Weights that are stored in 8 bits become float32 when the graph is optimised; else they would in each run.
+    settings.add_session_config_entry("session.disable_quant_qdq", "1")
     return settings
 
 

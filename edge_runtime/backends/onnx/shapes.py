@@ -2,7 +2,8 @@
 
 Our own inference, stricter than ONNX's: onnxruntime's kernels must never meet a shape, kernel or stride that was not
 worked out here first. Legend: N batch (None in a shape), C channels, K features. The rules of images are in
-`spatial.py`, those of reshapes in `movement.py`, those of channels that gates switch in `switched.py`.
+`spatial.py`, those of reshapes in `movement.py`, those of channels that gates switch in `switched.py`, those of
+8 bits in `quantised.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from edge_runtime.backends.onnx.movement import MOVEMENT_RULES
 from edge_runtime.backends.onnx.operands import activation, axes_of, made, stored, stored_integers
+from edge_runtime.backends.onnx.quantised import QUANTISED_RULES
 from edge_runtime.backends.onnx.spatial import SPATIAL_RULES
 from edge_runtime.backends.onnx.switched import SWITCHED_RULES, gathered_channels
 from edge_runtime.backends.onnx.values import MAX_COUNT, Attribute, Rule, Value
@@ -209,6 +211,7 @@ RULES: Mapping[str, Rule] = {
     "Sub": Rule((2, 2), _broadcast),
     "Tanh": Rule((1, 1), _same),
     **MOVEMENT_RULES,
+    **QUANTISED_RULES,
     **SPATIAL_RULES,
     **SWITCHED_RULES,
 }

@@ -12,10 +12,10 @@ from typing import Any
 
 from edge_runtime.backends.onnx.operands import image, made, stored
 from edge_runtime.backends.onnx.switched import convolved
-from edge_runtime.backends.onnx.values import MAX_ELEMENTS, Attribute, Rule, Value
+from edge_runtime.backends.onnx.values import MAX_ELEMENTS, Attribute, Rule, Shape, Value
 from edge_runtime.errors import BundleError
 
-__all__ = ["SPATIAL_RULES"]
+__all__ = ["CONV", "SPATIAL_RULES", "conv_work", "convolution_shape"]
 
 MAX_SIDE = 64
 """Of a kernel, stride, dilation or factor of a resize."""
@@ -40,23 +40,32 @@ def _slide_both(a: Mapping[str, Any], kernel: Sequence[int], h: int, w: int) -> 
     )
 
 
-def _conv(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
-    c, h, w = image(x[0])
-    weight, group = x[1], a["group"]
-    if weight is None or not weight.stored or weight.dtype != "float32" or len(weight.shape) != 4:
-        raise BundleError("the weight is not a float32 initializer of 4 dimensions")
+def convolution_shape(a: Mapping[str, Any], given: Value, weight: Value) -> Shape:
+    """Shape that a convolution of [N, C, H, W] gives with a weight of 4 dimensions; `BundleError` where none fits."""
+    _, c, h, w = (int(d or 0) for d in given.shape)
     out, per_group, *kernel = (int(d or 0) for d in weight.shape)
-    if per_group * group != c or out % group:
-        raise BundleError(f"a weight {list(weight.shape)} with group {group} does not fit {c} channels")
+    if per_group * a["group"] != c or out % a["group"]:
+        raise BundleError(f"a weight {list(weight.shape)} with group {a['group']} does not fit {c} channels")
     if max(kernel) > MAX_SIDE or a["kernel_shape"] not in (None, tuple(kernel)):
         raise BundleError(f"kernel_shape {a['kernel_shape']} does not fit the weight {list(weight.shape)}")
+    return (None, out, *_slide_both(a, kernel, h, w))
+
+
+def _conv(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
+    image(x[0])
+    given, weight = x[0], x[1]
+    if weight is None or not weight.stored or weight.dtype != "float32" or len(weight.shape) != 4:
+        raise BundleError("the weight is not a float32 initializer of 4 dimensions")
+    assert given is not None
+    shape = convolution_shape(a, given, weight)
     if len(x) == 3:
-        stored(x[2], (out,), "bias")
-    return Value("float32", (None, out, *_slide_both(a, kernel, h, w)), elastic=convolved(x, group))
+        stored(x[2], shape[1:2], "bias")
+    return Value("float32", shape, elastic=convolved(x, a["group"]))
 
 
-def _conv_work(_: Mapping[str, Any], x: Sequence[Value | None], value: Value) -> int:
-    weight = x[1]
+def conv_work(_: Mapping[str, Any], x: Sequence[Value | None], value: Value) -> int:
+    """Multiply-adds of a convolution for one image, from its one stored input of 4 dimensions and its output."""
+    weight = next((v for v in x if v and v.stored and len(v.shape) == 4), None)
     return (weight.elements if weight else 0) * math.prod(int(d or 0) for d in value.shape[2:])
 
 
@@ -120,7 +129,7 @@ _RESIZES = (
 _PAIR = {"strides": Attribute(1, MAX_SIDE, (1, 1), 2), "pads": Attribute(0, MAX_SIDE, (0, 0, 0, 0), 4)}
 _KERNEL = {"kernel_shape": Attribute(1, MAX_SIDE, None, 2), **_PAIR}
 _DILATIONS = {"dilations": Attribute(1, MAX_SIDE, (1, 1), 2)}
-_CONV = {**_KERNEL, **_DILATIONS, "group": Attribute(1, 65_536, 1)}
+CONV = {**_KERNEL, **_DILATIONS, "group": Attribute(1, 65_536, 1)}
 _MAX_POOL = {**_KERNEL, **_DILATIONS, "ceil_mode": Attribute(0, 0, 0), "storage_order": Attribute(0, 0, 0)}
 _MEAN_POOL = {**_KERNEL, "ceil_mode": Attribute(0, 0, 0), "count_include_pad": Attribute(0, 1, 0)}
 _RESPONSE = {
@@ -137,7 +146,7 @@ _RESIZE = {
 
 SPATIAL_RULES: Mapping[str, Rule] = {
     "AveragePool": Rule((1, 1), _pool, _MEAN_POOL, work=_pool_work),
-    "Conv": Rule((2, 3), _conv, _CONV, elastic=True, work=_conv_work),
+    "Conv": Rule((2, 3), _conv, CONV, elastic=True, work=conv_work),
     "GlobalAveragePool": Rule((1, 1), _global_pool),
     "LRN": Rule((1, 1), _local_response, _RESPONSE, work=_local_response_work),
     "MaxPool": Rule((1, 1), _pool, _MAX_POOL, work=_pool_work),

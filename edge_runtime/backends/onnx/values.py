@@ -47,7 +47,7 @@ class Value:
     """What is known of a tensor without running anything."""
 
     dtype: str
-    """`float32`, `int64` or `bool`."""
+    """`float32`, `int64`, `bool`, or in layers of 8 bits `uint8`, `int8` and `int32`."""
 
     shape: Shape
     """None is the batch, and can only come first. Of an elastic tensor the shape while every gate is on."""

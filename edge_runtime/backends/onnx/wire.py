@@ -21,8 +21,8 @@ MAX_MODEL_BYTES = 64 * 2**20
 MAX_RANK = 4
 MAX_CONSTANTS = 16
 WEIGHTS_FILE = "weights.bin"
-_DTYPES = {1: "float32", 7: "int64"}
-_ITEM = {"float32": struct.Struct("<f"), "int64": struct.Struct("<q")}
+_DTYPES = {1: "float32", 2: "uint8", 3: "int8", 6: "int32", 7: "int64"}
+_ITEM = {name: struct.Struct(f"<{code}") for name, code in zip(_DTYPES.values(), "fBbiq", strict=True)}
 _FLOAT, _INT, _STRING, _GRAPH, _INTS = 1, 2, 3, 5, 7
 _SCALARS = (str, bytes, int, float)
 _NAME = re.compile(r"[!#-\[\]-~]{1,200}")
@@ -72,7 +72,7 @@ def read_initializer(tensor: Any, weights: bytes) -> Value:
     what = f"initializer {check_name(tensor.name, 'an initializer')!r}"
     dtype, shape = _DTYPES.get(tensor.data_type), tuple(tensor.dims)
     if dtype is None:
-        raise BundleError(f"{what} has the data type {tensor.data_type}, not float32 or int64")
+        raise BundleError(f"{what} has the data type {tensor.data_type}, not one of {', '.join(_DTYPES.values())}")
     if len(shape) > MAX_RANK or any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         raise BundleError(f"{what} has the shape {shape}, which is not allowed")
     wanted = math.prod(shape) * _ITEM[dtype].size

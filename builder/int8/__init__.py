@@ -1,0 +1,17 @@
+"""Copies of trained units that compute in 8 bits: `modules` (the layers), `quantise` (one piece), `supernet` (all)."""
+
+from builder.int8.modules import Coding, DecodedConv, Dequantize, Quantize, QuantizedConv
+from builder.int8.quantise import Quantised, quantised
+from builder.int8.supernet import has_suffix, with_int8
+
+__all__ = [
+    "Coding",
+    "DecodedConv",
+    "Dequantize",
+    "Quantised",
+    "Quantize",
+    "QuantizedConv",
+    "has_suffix",
+    "quantised",
+    "with_int8",
+]

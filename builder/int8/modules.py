@@ -1,0 +1,146 @@
+"""Layers that compute in 8 bits, as ONNX's operators of the same names do, bit by bit.
+
+Values between them are codes: whole numbers from 0 to 255 in float32 tensors, each standing for
+``(code - zero) * scale``. Weights are whole numbers from -63 to 63: with 7 bits no processor's 16-bit sums of two
+products overflow, so all of them give the same result.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Coding", "DecodedConv", "Dequantize", "Quantize", "QuantizedConv"]
+
+LARGEST_CODE, LARGEST_WEIGHT = 255, 63
+_EXACT_BELOW = 2**24
+"""Whole numbers up to here are exact in float32, and so are their sums in any order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How codes stand for values: ``(code - zero) * scale``."""
+
+    scale: float
+    """Above 0; a float32."""
+
+    zero: int
+    """The code of 0, from 0 to 255."""
+
+    @classmethod
+    def of_range(cls, low: float, high: float) -> Coding:
+        """The one that spans a range of values; 0 is always in it."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = torch.tensor(max((high - low) / LARGEST_CODE, 1e-12), dtype=torch.float32)
+        return cls(scale.item(), min(LARGEST_CODE, max(0, round(-low / scale.item()))))
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Values, rounded half to even; what lies outside the range becomes its end."""
+        return (torch.round(values / self.scale) + self.zero).clamp(0, LARGEST_CODE)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What codes stand for."""
+        return (codes - self.zero) * self.scale
+
+
+class Quantize(nn.Module):
+    """float32 values to codes: ONNX's QuantizeLinear to uint8."""
+
+    def __init__(self, coding: Coding) -> None:
+        super().__init__()
+        self.coding = coding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes of any shape."""
+        return self.coding.codes(x)
+
+
+class Dequantize(nn.Module):
+    """Codes to float32 values: ONNX's DequantizeLinear."""
+
+    def __init__(self, coding: Coding) -> None:
+        super().__init__()
+        self.coding = coding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Values of any shape."""
+        return self.coding.values(x)
+
+
+class QuantizedConv(nn.Module):
+    """Codes [N, C, H, W] to codes: ONNX's QLinearConv, an activation that only cuts off included in its range.
+
+    Args:
+        weight: int8 [O, C / groups, kernel, kernel], from -63 to 63.
+        weight_scale: float32 [O], above 0.
+        bias: int32 [O], in units of the input's scale times the weights'.
+        taken: coding of the input.
+        given: coding of the output.
+        pads: zeros at the top, left, bottom and right.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor,
+        *,
+        taken: Coding,
+        given: Coding,
+        stride: tuple[int, int],
+        pads: tuple[int, int, int, int],
+        dilation: tuple[int, int],
+        groups: int,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("bias", bias)
+        self.taken, self.given = taken, given
+        self.stride, self.pads, self.dilation, self.groups = stride, pads, dilation, groups
+        largest = LARGEST_CODE * weight.to(torch.int64).abs().sum((1, 2, 3)) + bias.to(torch.int64).abs()
+        self._sums_in = torch.float32 if int(largest.max()) < _EXACT_BELOW else torch.float64
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Codes [N, O, H', W']."""
+        top, left, bottom, right = self.pads
+        x = functional.pad(x - self.taken.zero, (left, right, top, bottom))
+        kind = self._sums_in
+        sums = functional.conv2d(
+            x.to(kind), self.weight.to(kind), self.bias.to(kind), self.stride, 0, self.dilation, self.groups
+        )
+        factor = self.taken.scale * self.weight_scale / self.given.scale
+        return (torch.round(sums.float() * factor.view(-1, 1, 1)) + self.given.zero).clamp(0, LARGEST_CODE)
+
+
+class DecodedConv(nn.Module):
+    """A convolution in float32 whose weights are stored in 8 bits: those of a `QuantizedConv`, stored once for both.
+
+    Args:
+        coded: whose weights and scales it has.
+        bias: float32 [O].
+        padding: zeros at the top and bottom, and at the left and right.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+
+    def __init__(self, coded: QuantizedConv, bias: Tensor, padding: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("weight", coded.weight)
+        self.register_buffer("weight_scale", coded.weight_scale)
+        self.register_buffer("bias", bias)
+        self.stride, self.padding, self.dilation, self.groups = coded.stride, padding, coded.dilation, coded.groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, O, H', W'] of [N, C, H, W]."""
+        weight = self.weight * self.weight_scale.view(-1, 1, 1, 1)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)

@@ -1,0 +1,285 @@
+"""Alternatives in 8 bits: layers that give onnxruntime's own codes, copies that keep the function, bundles."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import fx, nn
+from torch.nn import functional
+
+from builder.distill import measure_prior
+from builder.elastify import ElasticOptions, elastify
+from builder.elastify.cost import storage_bytes
+from builder.elastify.trace import trace
+from builder.errors import BuildError
+from builder.export import check_parity, is_coded, pack, static_graph
+from builder.int8 import Coding, DecodedConv, Dequantize, Quantize, QuantizedConv, quantised, with_int8
+from edge_runtime.backends import (
+    SessionOptions,
+    compile_bundle,
+    export_subnet,
+    open_compiled,
+    open_session,
+    open_static,
+)
+from edge_runtime.backends.base import relative_difference
+from edge_runtime.bundle import Bundle
+from edge_runtime.seeds import covering_vectors
+from tests.builder.lowered import exported, with_shapes
+from tests.builder.nets import BasicNet, BottleneckNet, DenseNet, FireNet, MixNet, PlainNet, images, made
+from tests.builder.test_export import INFO
+
+pytestmark = pytest.mark.builder
+
+NETS = [BottleneckNet, BasicNet, DenseNet, FireNet, MixNet, PlainNet]
+
+
+def random_layer(*, inputs: int = 9, outputs: int = 12, kernel: int = 3, seed: int = 0, **more) -> QuantizedConv:
+    torch.manual_seed(seed)
+    settings = {"stride": (1, 1), "pads": (1, 1, 1, 1), "dilation": (1, 1), "groups": 1} | more
+    weight = torch.randint(-63, 64, (outputs, inputs // settings["groups"], kernel, kernel), dtype=torch.int8)
+    scale, bias = torch.rand(outputs) * 0.02 + 0.001, torch.randint(-5000, 5000, (outputs,), dtype=torch.int32)
+    return QuantizedConv(
+        weight, scale, bias, taken=Coding.of_range(-2.0, 3.1), given=Coding.of_range(0, 5.9), **settings
+    )
+
+
+class Coded(nn.Module):
+    """Makes as many channels as the layer takes out of an image's three, exactly; codes, computes, decodes."""
+
+    def __init__(self, layer: QuantizedConv) -> None:
+        super().__init__()
+        self.first, self.layer, self.last = Quantize(layer.taken), layer, Dequantize(layer.given)
+        self.copies = layer.weight.shape[1] * layer.groups // 3
+
+    def forward(self, x):
+        x = torch.cat([x * 0.5 ** (number % 3) for number in range(self.copies)], 1)
+        return self.last(self.layer(self.first(x)))
+
+
+class Leaf(fx.Tracer):
+    def is_leaf_module(self, m, module_qualified_name):
+        return isinstance(m, (Quantize, Dequantize, QuantizedConv, DecodedConv)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
+
+
+def run_alone(path, net, x):
+    """What onnxruntime gives for a module of one image, flattened to [N, K]."""
+    flat = nn.Sequential(net, nn.Flatten(1)).eval()
+    traced = with_shapes(fx.GraphModule(flat, Leaf().trace(flat)), x)
+    bundle = exported(path, traced, x, flat(x))
+    return open_session(bundle).run({"image": x.numpy()}, bundle.manifest.space.default)["logits"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"kernel": 1, "pads": (0, 0, 0, 0)},
+        {"stride": (2, 2), "pads": (0, 0, 1, 1)},
+        {"inputs": 15, "outputs": 15, "groups": 15},
+        {"inputs": 12, "outputs": 12, "groups": 3, "pads": (2, 1, 0, 1)},
+        {"dilation": (2, 1), "pads": (2, 1, 2, 1)},
+        {"inputs": 180, "outputs": 4, "kernel": 5, "pads": (2, 2, 2, 2)},
+    ],
+    ids=["plain", "pointwise", "strided", "depthwise", "grouped", "dilated", "more than float32 can sum"],
+)
+def test_a_layer_gives_the_codes_that_onnxruntime_gives(more, tmp_path):
+    layer = random_layer(**more)
+    x = torch.randn(3, 3, 9, 11) * 1.5
+    net = Coded(layer)
+    found = run_alone(tmp_path / "net.nnf", net, x)
+    np.testing.assert_array_equal(found, net(x).flatten(1).numpy())
+    assert len(np.unique(found)) > 20
+
+
+def test_a_decoded_layer_is_the_convolution_of_what_its_codes_stand_for(tmp_path):
+    coded = random_layer(inputs=3)
+    layer, x = DecodedConv(coded, torch.randn(12), (1, 1)), torch.randn(2, 3, 9, 9)
+    weight = coded.weight.float() * coded.weight_scale.view(-1, 1, 1, 1)
+    assert torch.allclose(layer(x), functional.conv2d(x, weight, layer.bias, padding=1), atol=1e-5)
+    found = run_alone(tmp_path / "net.nnf", layer, x)
+    np.testing.assert_allclose(found, layer(x).flatten(1).numpy(), atol=1e-4)
+
+
+def test_codings_have_a_code_for_zero_and_round_to_the_nearest():
+    for low, high in ((-1.0, 3.0), (0.5, 2.0), (-2.0, -1.0), (0.0, 0.0), (-1e-20, 1e-20)):
+        coding = Coding.of_range(low, high)
+        assert coding.values(coding.codes(torch.zeros(1))) == 0
+        values = torch.linspace(min(low, 0), max(high, 0), 1000)
+        assert (coding.values(coding.codes(values)) - values).abs().max() <= coding.scale
+
+
+def normalised_error(found, wanted):
+    return ((found - wanted).square().mean() / wanted.var()).item()
+
+
+@pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
+def test_copies_of_units_keep_their_function_and_share_their_weights(kind):
+    supernet, x = elastify(made(kind), images(32)), images(16, seed=5)
+    seen = supernet.features(images(64, seed=6), supernet.space.default)
+    fresh = supernet.features(x, supernet.space.default)
+    looked_at = 0
+    for index in range(len(supernet.units)):
+        unit = supernet.alternative(index, 0)
+        made_of = quantised(unit, [seen.entries[index]])
+        if made_of is None:
+            continue
+        looked_at += 1
+        wanted = fresh.exits[index]
+        assert normalised_error(made_of.coded(fresh.entries[index]), wanted) < 0.01
+        assert normalised_error(made_of.decoded(fresh.entries[index]), wanted) < 0.005
+        coded = {m.weight.data_ptr() for m in made_of.coded.modules() if isinstance(m, QuantizedConv)}
+        decoded = {m.weight.data_ptr() for m in made_of.decoded.modules() if isinstance(m, DecodedConv)}
+        assert coded
+        assert coded == decoded
+        assert not any(isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) for m in made_of.coded.modules() if m.training)
+    assert looked_at
+
+
+def test_a_channel_whose_weights_are_next_to_nothing_keeps_its_bias():
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1)).eval().requires_grad_(False)
+    net[0].weight[1] = 1e-13
+    net[0].bias[1] = 2.5
+    x = images(8)
+    found = quantised(trace(net, x[:2]), [x])
+    assert normalised_error(found.coded(x), net(x)) < 0.01
+
+
+def test_layers_that_follow_each_other_hand_on_codes():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Hardswish(), nn.Conv2d(8, 4, 1)
+    )
+    coded = quantised(trace(net.eval(), images(2)), [images(8)]).coded
+    kinds = [type(coded.get_submodule(n.target)).__name__ for n in coded.graph.nodes if n.op == "call_module"]
+    chain = ["Quantize", "QuantizedConv", "QuantizedConv", "Dequantize", "Hardswish"]
+    assert kinds == [*chain, "Quantize", "QuantizedConv", "Dequantize"]
+
+
+def test_what_has_no_convolution_over_pixels_is_left():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    assert quantised(trace(net, images(2)), [images(8)]) is None
+
+
+@pytest.fixture(scope="module", params=NETS, ids=lambda kind: kind.__name__)
+def finished(request, tmp_path_factory):
+    oracle = made(request.param)
+    trained = elastify(oracle, images(32), ElasticOptions(storage_ratio=3.0))
+    supernet = with_int8(trained, images(64, seed=1), storage_ratio=3.0)
+    path = tmp_path_factory.mktemp("bundle") / "net.nnf"
+    return oracle, trained, supernet, pack(supernet, measure_prior(supernet, images(16, seed=2)), INFO, path)
+
+
+def test_the_default_path_is_the_network_and_each_copy_its_source(finished):
+    oracle, trained, supernet, _ = finished
+    x, copies = images(32, seed=3), 0
+    with torch.no_grad():
+        assert torch.equal(supernet(x, supernet.space.default), oracle(x))
+        for index, group in enumerate(supernet.space.groups):
+            sources = trained.space.groups[index].labels
+            assert [label for label in group.labels if "int8" not in label] == list(sources)
+            assert sorted(group.spans) == list(group.spans)
+            for value, label in enumerate(group.labels):
+                source = label.removesuffix("-int8") if label != "int8" else "original"
+                wanted = trained(x, trained.space.default.replace(index, sources.index(source)))
+                found = supernet(x, supernet.space.default.replace(index, value))
+                assert normalised_error(found, wanted) < 0.02
+                copies += source != label
+    assert copies >= len(supernet.units)
+
+
+def test_the_report_says_what_is_there(finished):
+    _, trained, supernet, _ = finished
+    report = supernet.report()
+    assert report.supernet_bytes == storage_bytes(supernet)
+    assert report.storage_ratio < trained.report().storage_ratio
+    assert report.subnets == supernet.space.size()
+    labels = [row.alternatives for row in report.units if row.name]
+    assert labels == [group.labels[1:] for group in supernet.space.groups]
+
+
+def test_the_bundle_computes_what_torch_computes(finished):
+    oracle, _, supernet, bundle = finished
+    report = check_parity(supernet, oracle, bundle, images(64, seed=3))
+    assert report.oracle_error <= 1e-4
+    assert report.alternative_error <= 1e-3
+    assert report.coded_error <= 0.1
+    coded = [gates for gates in covering_vectors(supernet.space) if is_coded(supernet, gates)]
+    assert coded
+    assert not is_coded(supernet, supernet.space.default)
+    x = images(32, seed=4)
+    session, fixed = open_session(bundle), open_static(static_graph(supernet, coded[0]))
+    found = session.run({"image": x.numpy()}, coded[0])["logits"]
+    with torch.no_grad():
+        each = np.abs(found - supernet(x, coded[0]).numpy()).max(1) / np.abs(found).max()
+    assert np.median(each) <= 1e-4
+    assert relative_difference(found, fixed.run({"image": x.numpy()})["logits"]) <= 0.1
+
+
+def test_a_wrong_weight_is_found(finished):
+    oracle, _, supernet, bundle = finished
+    weights = np.frombuffer(bundle.weights, np.int8).copy()
+    weights[np.random.default_rng(0).integers(len(weights), size=len(weights) // 4)] ^= 5
+    damaged = dataclasses.replace(bundle, weights=weights.tobytes())
+    with pytest.raises(BuildError, match="differs from torch"):
+        check_parity(supernet, oracle, damaged, images(16))
+
+
+def test_weights_in_8_bits_are_decoded_once(finished, tmp_path):
+    """What is prepared decodes no weight in a run, and answers as the portable graph."""
+    import onnx
+
+    _, _, supernet, bundle = finished
+    compile_bundle(bundle, SessionOptions(), tmp_path, key="k")
+    skeleton = onnx.load(str(tmp_path / "skeleton.onnx"), load_external_data=False)
+    codes = {
+        tensor.name for graph in graphs_of(skeleton.graph) for tensor in graph.initializer if tensor.data_type == 3
+    }
+    nodes = [node for graph in graphs_of(skeleton.graph) for node in graph.node]
+    assert any(node.op_type == "QLinearConv" for node in nodes)
+    assert not [node for node in nodes if node.op_type == "DequantizeLinear" and node.input[0] in codes]
+    prepared, portable = open_compiled(bundle, SessionOptions(), tmp_path, key="k"), open_session(bundle)
+    x = {"image": images(4, seed=7).numpy()}
+    subnets = covering_vectors(supernet.space)
+    with prepared.hold(subnets[:2]):
+        for gates in subnets:
+            found, wanted = (session.run(x, gates)["logits"] for session in (prepared, portable))
+            assert relative_difference(wanted, found) <= (0.1 if is_coded(supernet, gates) else 1e-4)
+
+
+def graphs_of(graph):
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from graphs_of(attribute.g)
+
+
+def test_a_subnet_to_take_away_has_no_weights_to_decode(finished):
+    import onnx
+
+    _, _, supernet, bundle = finished
+    for gates in covering_vectors(supernet.space)[:3]:
+        static = onnx.load_from_string(export_subnet(bundle, gates))
+        names = {tensor.name for tensor in static.graph.initializer}
+        assert not [n for n in static.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in names]
+
+
+def test_originals_get_copies_as_far_as_the_storage_goes():
+    trained = elastify(made(BottleneckNet), images(32), ElasticOptions(widths=(0.5,), window=1))
+    bytes_of = {ratio: with_int8(trained, images(32), storage_ratio=ratio).report() for ratio in (1.0, 1.45, 1.6, 2.0)}
+    copies = [sum("int8" in row.alternatives for row in report.units) for report in bytes_of.values()]
+    assert copies == sorted(copies)
+    assert copies[0] == 0
+    assert copies[-1] == len(trained.units)
+    for ratio, report in bytes_of.items():
+        assert report.storage_ratio <= max(ratio, bytes_of[1.0].storage_ratio)
+
+
+def test_the_bundle_survives_being_written_and_read(finished, tmp_path):
+    *_, bundle = finished
+    assert Bundle.read(bundle.source).digest == bundle.digest
