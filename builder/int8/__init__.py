@@ -1,12 +1,13 @@
 """Copies of trained units that compute in 8 bits: `modules` (the layers), `quantise` (one piece), `supernet` (all)."""
 
-from builder.int8.modules import Coding, DecodedConv, Dequantize, Quantize, QuantizedConv
+from builder.int8.modules import Coding, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
 from builder.int8.quantise import Quantised, quantised
 from builder.int8.supernet import has_suffix, with_int8
 
 __all__ = [
     "Coding",
     "DecodedConv",
+    "DecodedLinear",
     "Dequantize",
     "Quantised",
     "Quantize",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Coding", "DecodedConv", "Dequantize", "Quantize", "QuantizedConv"]
+__all__ = ["Coding", "Decoded", "DecodedConv", "DecodedLinear", "Dequantize", "Quantize", "QuantizedConv"]
 
 LARGEST_CODE, LARGEST_WEIGHT = 255, 63
 _EXACT_BELOW = 2**24
@@ -120,27 +120,45 @@ class QuantizedConv(nn.Module):
         return (torch.round(sums.float() * factor.view(-1, 1, 1)) + self.given.zero).clamp(0, LARGEST_CODE)
 
 
-class DecodedConv(nn.Module):
-    """A convolution in float32 whose weights are stored in 8 bits: those of a `QuantizedConv`, stored once for both.
+class Decoded(nn.Module):
+    """A layer that computes in float32 and whose weights are stored in 8 bits.
 
     Args:
-        coded: whose weights and scales it has.
+        weight: int8 [O, ...], from -63 to 63.
+        weight_scale: float32 [O], above 0.
         bias: float32 [O].
-        padding: zeros at the top and bottom, and at the left and right.
     """
 
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor
 
-    def __init__(self, coded: QuantizedConv, bias: Tensor, padding: tuple[int, int]) -> None:
+    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", coded.weight)
-        self.register_buffer("weight_scale", coded.weight_scale)
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
-        self.stride, self.padding, self.dilation, self.groups = coded.stride, padding, coded.dilation, coded.groups
+
+    def decoded(self) -> Tensor:
+        """What the weights stand for, float32."""
+        return self.weight * self.weight_scale.view(-1, *(1,) * (self.weight.ndim - 1))
+
+
+class DecodedConv(Decoded):
+    """A convolution; `like` is the one whose stride, padding, dilation and groups it has."""
+
+    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor, like: nn.Conv2d) -> None:
+        super().__init__(weight, weight_scale, bias)
+        self.stride, self.padding, self.dilation, self.groups = like.stride, like.padding, like.dilation, like.groups
 
     def forward(self, x: Tensor) -> Tensor:
         """float32 [N, O, H', W'] of [N, C, H, W]."""
-        weight = self.weight * self.weight_scale.view(-1, 1, 1, 1)
-        return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        return functional.conv2d(x, self.decoded(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class DecodedLinear(Decoded):
+    """A linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [N, O] of [N, C]."""
+        return functional.linear(x, self.decoded(), self.bias)

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from builder.elastify.folded import folded_copy
 from builder.elastify.nodes import module_of, op_name, shape_of
-from builder.int8.modules import LARGEST_WEIGHT, Coding, DecodedConv, Dequantize, Quantize, QuantizedConv
+from builder.int8.modules import LARGEST_WEIGHT, Coding, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
 
 __all__ = ["Quantised", "quantised"]
 
@@ -51,21 +51,23 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """Two copies of a piece that share the stored weights of its convolutions, in 8 bits."""
+    """Two copies of a piece that share all stored weights."""
 
     coded: fx.GraphModule
-    """Computes them in 8 bits."""
+    """Computes its convolutions in 8 bits."""
 
     decoded: fx.GraphModule
-    """Computes them in float32."""
+    """Computes everything in float32."""
 
 
-def quantised(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Quantised | None:
-    """Both copies of `module`; None where it has no convolution for that.
+def quantised(module: fx.GraphModule, inputs: Sequence[Tensor], *, stays: bool = False) -> Quantised | None:
+    """Both copies of `module`; None where it has no convolution to compute in 8 bits.
 
     Args:
         module: a traced piece with one image [N, C, H, W] as its input, trained, in eval mode; left as it was.
         inputs: batches of what enters it.
+        stays: whether `module` itself is kept as well: then the copies use its own weights where they compute in
+            float32. Otherwise these are stored in 8 bits too.
     """
     result, decoded = folded_copy(module), folded_copy(module)
     layers = [layer for node in list(result.graph.nodes) if (layer := _layer(result, node)) is not None]
@@ -76,13 +78,52 @@ def quantised(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Quantised | N
     codes: dict[fx.Node, fx.Node] = {}
     for layer in layers:
         made, bias = _quantised(result, layer, codings, _sources(result, layer, inputs))
-        conv = decoded.get_submodule(str(layer.conv.target))
-        decoded.set_submodule(str(layer.conv.target), DecodedConv(made, bias, conv.padding))
+        name = str(layer.conv.target)
+        like = decoded.get_submodule(name)
+        decoded.set_submodule(name, DecodedConv(made.weight, made.weight_scale, bias, like))
         _replace(result, layer, made, codings, codes)
     result.graph.eliminate_dead_code()
     result.delete_all_unused_submodules()
     result.recompile()
+    for copied in (result, decoded):
+        _share(copied, module if stays else _stored_in_8_bits(result, decoded))
     return Quantised(result, decoded)
+
+
+def _stored_in_8_bits(coded: fx.GraphModule, decoded: fx.GraphModule) -> fx.GraphModule:
+    """`decoded`, with what both copies compute in float32 stored in 8 bits as well."""
+    for node in list(decoded.graph.nodes):
+        layer = module_of(decoded, node)
+        if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+            decoded.set_submodule(str(node.target), DecodedConv(*_coded_weights(layer), layer))
+        elif type(layer) is nn.Linear and len(shape_of(node)) == 2:
+            decoded.set_submodule(str(node.target), DecodedLinear(*_coded_weights(layer)))
+    return decoded
+
+
+def _coded_weights(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights in 8 bits, their scales, and the bias."""
+    weight = layer.weight.detach()
+    scale = _weight_scale(weight)
+    bias = layer.bias.detach() if layer.bias is not None else torch.zeros(len(weight))
+    return _whole(weight, scale).to(torch.int8), scale, bias
+
+
+def _share(copied: fx.GraphModule, source: fx.GraphModule) -> None:
+    """Let a copy use the layers of `source` of the same names, where they still are what they were copied from."""
+    known = dict(source.named_modules())
+    for node in list(copied.graph.nodes):
+        own, other = module_of(copied, node), known.get(str(node.target)) if node.op == "call_module" else None
+        if own is None or other is None or own is other:
+            continue
+        if isinstance(other, (DecodedConv, DecodedLinear)) or _same(own, other):
+            copied.set_submodule(str(node.target), other)
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two layers have the same values."""
+    values, others = one.state_dict(), other.state_dict()
+    return values.keys() == others.keys() and all(torch.equal(values[name], others[name]) for name in values)
 
 
 def _layer(module: fx.GraphModule, node: fx.Node) -> _Layer | None:
@@ -182,7 +223,7 @@ def _quantised(
     constant = conv.bias.detach() if conv.bias is not None else torch.zeros(len(weight))
     # Of a channel whose weights are next to nothing the bias must still be a number of its units.
     scale = torch.maximum(_weight_scale(weight), constant.abs() / (taken.scale * LARGEST_BIAS))
-    whole = torch.round(weight / scale.view(-1, 1, 1, 1)).clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
+    whole = _whole(weight, scale)
     missing = weight - whole * scale.view(-1, 1, 1, 1)
     top, left, bottom, right = layer.pads
     errors = [
@@ -205,6 +246,12 @@ def _quantised(
         groups=conv.groups,
     )
     return made, bias
+
+
+def _whole(weight: Tensor, scale: Tensor) -> Tensor:
+    """Weights in units of their channel's scale, rounded and cut off, float32."""
+    units = torch.round(weight / scale.view(-1, *(1,) * (weight.ndim - 1)))
+    return units.clamp(-LARGEST_WEIGHT, LARGEST_WEIGHT)
 
 
 def _weight_scale(weight: Tensor) -> Tensor:

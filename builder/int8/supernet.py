@@ -86,16 +86,16 @@ def _copies(supernet: Supernet, entries: Sequence[Sequence[Tensor]]) -> list[_Co
     for index, unit in enumerate(supernet.units):
         for value in range(len(unit.alternatives)):
             module = supernet.alternative(index, value)
-            made = quantised(module, entries[index]) if isinstance(module, fx.GraphModule) else None
+            stays = value == 0
+            made = quantised(module, entries[index], stays=stays) if isinstance(module, fx.GraphModule) else None
             if made is not None:
                 copies.append(_Copy(index, value, made, _added_bytes(module, made, value)))
     return copies
 
 
 def _added_bytes(module: nn.Module, made: Quantised, value: int) -> int:
-    if value == 0:
-        return storage_bytes(made.coded)
-    return storage_bytes(nn.ModuleList([made.coded, made.decoded])) - storage_bytes(module)
+    stored = nn.ModuleList([module, made.coded] if value == 0 else [made.coded, made.decoded])
+    return storage_bytes(stored) - storage_bytes(module)
 
 
 def _chosen(copies: Sequence[_Copy], supernet: Supernet, room: float) -> list[_Copy]:

@@ -156,10 +156,7 @@ def check(project: Project) -> list[str]:
         f"{report.vectors} gate vectors",
     ]
     if report.coded_error:
-        lines.append(
-            "of those in 8 bits that is over half of the images; others are rounded otherwise, by "
-            f"{report.coded_error:.1e} at most"
-        )
+        lines.append(f"those in 8 bits too, but for rounding: largest relative difference {report.coded_error:.1e}")
     return [*lines, f"next: nnf-build pack --work {project.work}"]
 
 

@@ -12,7 +12,7 @@ from builder.int8.modules import Coding
 if TYPE_CHECKING:
     from builder.export.lower.walk import Lowering
 
-__all__ = ["decoded_conv", "dequantize", "quantize", "quantized_conv"]
+__all__ = ["decoded_conv", "decoded_linear", "dequantize", "quantize", "quantized_conv"]
 
 
 @translates("quantize")
@@ -67,11 +67,19 @@ def decoded_conv(
     groups: int,
 ) -> str:
     """A convolution in float32 by the weights that codes stand for: onnxruntime decodes them once, when it loads."""
-    decoded = low.emit(
-        "DequantizeLinear", [low.store_whole(weight), low.store(weight_scale)], {"axis": 0}, part="weight"
-    )
     shape = tuple(weight.tensor.shape)
-    return convolution(low, x, (decoded, shape), low.store(bias), stride, padding, dilation, groups)
+    shift = low.store(bias)
+    return convolution(low, x, (_decoded(low, weight, weight_scale), shape), shift, stride, padding, dilation, groups)
+
+
+@translates("decoded_linear")
+def decoded_linear(low: Lowering, x: Value, weight: Weight, weight_scale: Weight, bias: Weight) -> str:
+    """A linear layer in float32, in the same way."""
+    return low.emit("Gemm", [x.name, _decoded(low, weight, weight_scale), low.store(bias)], {"transB": 1})
+
+
+def _decoded(low: Lowering, weight: Weight, scale: Weight) -> str:
+    return low.emit("DequantizeLinear", [low.store_whole(weight), low.store(scale)], {"axis": 0}, part="weight")
 
 
 def _coding(low: Lowering, coding: Coding) -> tuple[str, str]:

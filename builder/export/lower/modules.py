@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from builder.export.lower.values import Weight
-from builder.int8.modules import DecodedConv, Dequantize, Quantize, QuantizedConv
+from builder.int8.modules import DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
 
 __all__ = ["call_of"]
 
@@ -30,6 +30,7 @@ _IDENTITY = _Call("identity")
 
 _CALLS: dict[type[nn.Module], _Call] = {
     DecodedConv: _Call("decoded_conv", "weight weight_scale bias", "stride padding dilation groups"),
+    DecodedLinear: _Call("decoded_linear", "weight weight_scale bias"),
     Dequantize: _Call("dequantize", "", "coding"),
     Quantize: _Call("quantize", "", "coding"),
     QuantizedConv: _Call("quantized_conv", "weight weight_scale bias", "taken given stride pads dilation groups"),
