@@ -53,6 +53,8 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
         )
     alternatives = sum(group.size - 1 for group in supernet.space.groups)
     lines.append(f"{len(supernet.units)} units with {alternatives} alternatives: {supernet.space.size():.3g} subnets")
+    if project.settings.int8:
+        lines.append("the export adds each of them and each original in 8 bits, and stores trained weights so")
     return [*lines, f"next: nnf-build train --work {project.work}"]
 
 

@@ -192,6 +192,13 @@ def test_what_has_no_convolution_over_pixels_is_left():
     assert quantised(trace(net, images(2)), [images(8)]) is None
 
 
+def test_what_is_not_finite_is_left():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval().requires_grad_(False)
+    traced = trace(net, images(2))
+    assert quantised(traced, [images(8)]) is not None
+    assert quantised(traced, [images(8) / 0]) is None
+
+
 @pytest.fixture(scope="module", params=NETS, ids=lambda kind: kind.__name__)
 def finished(request, tmp_path_factory):
     oracle = made(request.param)
