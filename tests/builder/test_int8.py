@@ -1,6 +1,7 @@
 """Alternatives in 8 bits: layers that give onnxruntime's own codes, copies that keep the function, bundles."""
 
 import dataclasses
+import platform
 
 import numpy as np
 import pytest
@@ -291,6 +292,25 @@ def test_weights_in_8_bits_are_decoded_once(finished, tmp_path):
         for gates in subnets:
             found, wanted = (session.run(x, gates)["logits"] for session in (prepared, portable))
             assert relative_difference(wanted, found) <= (0.1 if is_coded(supernet, gates) else 1e-4)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the NCHWc layout exists on x86 only")
+def test_between_the_blocked_layout_and_codes_there_is_one_conversion(tmp_path):
+    import onnx
+
+    trained = elastify(made(BottleneckNet), images(32))
+    supernet = with_int8(trained, images(32), storage_ratio=3.0)
+    bundle = pack(supernet, measure_prior(supernet, images(16)), INFO, tmp_path / "net.nnf")
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    compile_bundle(bundle, SessionOptions(), folder, key="k")
+    skeleton = onnx.load(str(folder / "skeleton.onnx"), load_external_data=False)
+    nodes = [node for graph in graphs_of(skeleton.graph) for node in graph.node]
+    made_of = {name: node for node in nodes for name in node.output}
+    encoders = [node for node in nodes if node.op_type == "QuantizeLinear"]
+    assert encoders
+    assert not [node for node in nodes if node.op_type == "Transpose"]
+    assert {made_of[node.input[0]].op_type for node in encoders} == {"ReorderOutput"}
 
 
 def graphs_of(graph):

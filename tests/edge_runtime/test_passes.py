@@ -16,10 +16,12 @@ from edge_runtime.backends.onnx.passes import (
     inline_gates,
     keep_blocked,
     make_names_unique,
+    move_tensors_in,
     value_shapes,
 )
 from edge_runtime.backends.onnx.passes.activations import Activation, Activations
 from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN
+from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of
 from edge_runtime.backends.onnx.session import create_dump, create_native, create_prepared
 from edge_runtime.errors import BackendError
 from tests.support.dumps import OPTIONS, Dump, image, nodes_of, operators, settled
@@ -63,6 +65,30 @@ def test_no_conversion_is_left_at_a_boundary_where_the_layout_exists(dump: Dump,
         create_native(export_subnet(dump.bundle, gates), b"", OPTIONS, dump_to=tmp_path / "alone.onnx")
         alone = onnx.load(str(tmp_path / "alone.onnx"))
         assert conversions(inline_gates(model, settled(gates.vector()))) <= conversions(alone), gates
+
+
+def test_every_tensor_lies_in_the_innermost_graph_that_alone_reads_it(dump: Dump) -> None:
+    model = dump.crossed()[0]
+    before = {tensor.name for graph in graphs_of(model.graph) for tensor in graph.initializer}
+    move_tensors_in(model.graph)
+    placed = [tensor.name for graph in graphs_of(model.graph) for tensor in graph.initializer]
+    assert sorted(placed) == sorted(before)
+    for graph in graphs_of(model.graph):
+        direct = {name for each in graph.node for name in each.input} | {value.name for value in graph.output}
+        below = [
+            {name for inner in graphs_of(branch) for each in inner.node for name in each.input}
+            for each in graph.node
+            for branch in branches_of(each)
+        ]
+        for tensor in graph.initializer:
+            assert tensor.name in direct or sum(tensor.name in names for names in below) != 1
+    session = dump.session(model)
+    for gates in SPACE.enumerate():
+        (logits,) = session.run(None, {"image": image(2), "gates": np.array(gates.vector(), np.int64)})
+        np.testing.assert_allclose(logits, tiny_reference(gates, image(2)), rtol=1e-3, atol=1e-4)
+        inlined = inline_gates(model, settled(gates.vector()))
+        (alone,) = dump.session(inlined).run(None, {"image": image(2)})
+        np.testing.assert_array_equal(alone, logits)
 
 
 def conversions(model: Any) -> int:

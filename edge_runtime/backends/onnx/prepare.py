@@ -1,9 +1,9 @@
 """The gated graph, optimised once on this machine: what the child process makes and proves before it may be used.
 
 onnxruntime optimises the portable graph and dumps it; the dump's names are mended, decisions are made before a run,
-activations stay blocked across `If` boundaries, the default subnet stands beside all this as a whole, and every
-alternative is compared with the portable graph on real runs. Where a form fails, the next simpler one is tried. Loaded
-without optimisation the result leaves the weights of inactive branches on the disk.
+activations stay blocked across `If` boundaries, the default subnet stands beside all this as a whole, weights lie where
+they are read, and every alternative is compared with the portable graph on real runs. Where a form fails, the next
+simpler one is tried. Loaded without optimisation the result leaves the weights of inactive branches on the disk.
 
 Runs in a process of its own (`compile_bundle` starts it), because optimising takes several times the weights in memory.
 """
@@ -34,6 +34,7 @@ from edge_runtime.backends.onnx.passes import (
     keep_blocked,
     lift_switched,
     make_names_unique,
+    move_tensors_in,
     run_default_whole,
     value_shapes,
 )
@@ -182,6 +183,7 @@ def _dump(form: str, attempt: _Attempt) -> Any:
             keep_blocked(model, value_shapes(onnx.load_from_string(bundle.model_bytes)))
             if decisions is not None:
                 run_default_whole(model, decisions)
+            move_tensors_in(model.graph)
         skeleton.write_bytes(model.SerializeToString())
     return reference
 

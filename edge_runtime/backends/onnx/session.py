@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_runtime.backends.base import Array, SessionOptions, check_gates, check_inputs
 from edge_runtime.backends.onnx.check import check_graph
+from edge_runtime.backends.onnx.passes.names import graphs_of
 from edge_runtime.backends.onnx.telemetry import import_onnxruntime
 from edge_runtime.bundle import Bundle, Manifest, TensorSpec
 from edge_runtime.errors import BackendError, BundleError, ResourceError
@@ -232,7 +233,7 @@ def _with_tensors_in(folder: Path, model_bytes: bytes, settings: Any, version: s
     import onnx
 
     model = onnx.load_from_string(model_bytes)
-    for tensor in model.graph.initializer:
+    for tensor in (tensor for graph in graphs_of(model.graph) for tensor in graph.initializer):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = str(folder / entry.value)

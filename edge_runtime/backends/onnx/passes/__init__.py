@@ -6,6 +6,7 @@ from edge_runtime.backends.onnx.passes.inline import inline_gates
 from edge_runtime.backends.onnx.passes.lift import Lifted, lift_switched
 from edge_runtime.backends.onnx.passes.names import decisions_of, make_names_unique
 from edge_runtime.backends.onnx.passes.parts import Part, cut_in_parts
+from edge_runtime.backends.onnx.passes.tensors import move_tensors_in
 from edge_runtime.backends.onnx.passes.whole import run_default_whole
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "keep_blocked",
     "lift_switched",
     "make_names_unique",
+    "move_tensors_in",
     "run_default_whole",
     "value_shapes",
 ]

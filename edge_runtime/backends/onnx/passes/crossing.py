@@ -5,6 +5,8 @@ one branch and a ReorderInput at the start of the next; and a residual Add or an
 be part of a convolution. Here each value is known in one or both layouts, and converted only where an operator needs
 the other one, whatever the graph looks like; a value whose layout cannot be changed is refused. An Add, Relu or Clip of
 blocked values is folded into the convolution that makes one of them, as onnxruntime itself does inside one graph.
+Convolutions of codes have the channels last: what is encoded for them, and what is decoded behind them, is converted
+between that and the blocked layout in one step.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from edge_runtime.backends.onnx.passes.activations import Activations
+from edge_runtime.backends.onnx.passes.last_channels import LastChannels
 from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of, integer_of
 from edge_runtime.backends.onnx.passes.scope import Scope, Value
 from edge_runtime.errors import BackendError
@@ -49,6 +52,9 @@ class CrossingReport:
     folded: int = 0
     """Adds, Relus and Clips that became part of a convolution."""
 
+    transposed: int = 0
+    """Transposes of codes that became part of a conversion."""
+
 
 def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
     """Rewrite a dumped ModelProto with unique value names in place; without blocked operators nothing changes.
@@ -65,7 +71,8 @@ def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
         uses = Counter(name for node in _all_nodes(model.graph) for name in node.input)
         uses.update(value.name for graph in graphs_of(model.graph) for value in graph.output)
         tensors = (tensor for graph in graphs_of(model.graph) for tensor in graph.initializer)
-        _Rewriter(report, dict(shapes), uses, Activations(tensors)).main(model.graph)
+        codes = LastChannels.found_in(_all_nodes(model.graph), uses)
+        _Rewriter(report, dict(shapes), uses, Activations(tensors), codes).main(model.graph)
     for graph in graphs_of(model.graph):
         del graph.value_info[:]
     return report
@@ -82,13 +89,18 @@ def value_shapes(model: Any) -> dict[str, Shape]:
 
 class _Rewriter:
     def __init__(
-        self, report: CrossingReport, shapes: dict[str, Shape], uses: Counter[str], activations: Activations
+        self,
+        report: CrossingReport,
+        shapes: dict[str, Shape],
+        uses: Counter[str],
+        activations: Activations,
+        codes: LastChannels,
     ) -> None:
         from onnx import NodeProto
 
         self._node_type = NodeProto
         self._report, self._shapes, self._uses = report, shapes, uses
-        self._activations = activations
+        self._activations, self._codes = activations, codes
         self._blocked: set[str] = set()
         """Names that are blocked in the dump itself."""
         self._made = 0
@@ -126,7 +138,7 @@ class _Rewriter:
             self._decision(node, scope)
         elif node.domain == NCHWC_DOMAIN:
             self._blocked_operator(node, scope)
-        elif self._added(node, scope) or self._placeless(node, scope):
+        elif self._added(node, scope) or self._placeless(node, scope) or self._coded(node, scope):
             pass
         elif any(name in self._blocked for name in node.input):
             self._blocked_operator(node, scope)  # onnxruntime itself left it on blocked values
@@ -206,6 +218,53 @@ class _Rewriter:
             inputs = [value.blocked, *(self._as(scope, name, blocked=False) for name in node.input[1:])]
             self._emit(node, inputs, scope, blocked=True, channels=value.channels)
         return True
+
+    def _coded(self, node: Any, scope: Scope) -> bool:
+        """Codes are made of a blocked value, and a blocked value of codes, without a plain one between."""
+        if (output := self._codes.encoding.get(node.name)) is not None:
+            value = scope.find(node.input[0])
+            if not value.blocked or value.channels is None:
+                return False
+            made = self._reorder(scope, "ReorderOutput", value.blocked, channels=value.channels)
+            self._codes.taken_over.add(output)
+            node.output[0] = output
+            self._emit(node, [made, *node.input[1:]], scope)
+            return True
+        if node.op_type == "Transpose" and node.output[0] in self._codes.taken_over:
+            self._report.transposed += 1
+            return True
+        return self._decoded(node, scope)
+
+    def _decoded(self, node: Any, scope: Scope) -> bool:
+        if node.op_type == "Transpose" and node.output[0] in self._codes.decoding.values():
+            shape = self._shapes.get(node.output[0])
+            channels = shape[1] if shape is not None and len(shape) == 4 else None
+            if isinstance(channels, int) and not channels % _CHANNELS:
+                self._report.transposed += 1
+                scope.define(node.output[0], Value(plain=node.input[0], channels=channels))
+                self._codes.taken_over.add(node.output[0])
+                return True
+        if self._codes.decoding.get(node.name) in self._codes.taken_over:
+            value = scope.find(node.input[0])
+            name = node.output[0]
+            node.output[0] = f"{name}~last"
+            self._emit(node, [str(value.plain), *node.input[1:]], scope)
+            made = self._reorder(scope, "ReorderInput", node.output[0])
+            scope.define(name, Value(blocked=made, channels=value.channels))
+            return True
+        return False
+
+    def _reorder(self, scope: Scope, operator: str, source: str, *, channels: int | None = None) -> str:
+        """Convert a value from or to the layout that has the channels last."""
+        self._made += 1
+        self._report.added += 1
+        made = f"{source}~last{self._made}"
+        node = self._node_type(op_type=operator, domain=NCHWC_DOMAIN, input=[source], output=[made], name=made)
+        node.attribute.add(name="channels_last", type=2, i=1)
+        if channels is not None:
+            node.attribute.add(name="channels", type=2, i=channels)
+        scope.nodes.append(node)
+        return made
 
     def _foldable(self, name: str, value: Value, scope: Scope) -> Any:
         """The blocked convolution of this graph that makes a value for one reader and has no activation yet."""
