@@ -41,11 +41,12 @@ class GraphWriter:
     def initializer(self, name: str, values: npt.NDArray[Any]) -> str:
         """Store a tensor once and give its name back: `name`, with a number behind it where others have that.
 
-        What goes to the weight file has the name that came first: parts of a network share weights.
+        Tensors with dimensions have the name that came first, whole numbers for shapes aside: parts of a network share
+        weights.
         """
         values = np.asarray(values, order="C")
         content = (values.shape, values.dtype.str, hashlib.sha256(values).digest())
-        key = ("" if values.nbytes >= EXTERNAL_FROM_BYTES else name, content)
+        key = ("" if values.ndim and values.dtype != np.int64 else name, content)
         known = self._stored.get(key)
         if known is None:
             known = self._stored[key] = self.unique(name)

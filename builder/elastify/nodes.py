@@ -14,6 +14,7 @@ __all__ = [
     "is_padding",
     "module_of",
     "op_name",
+    "pair",
     "shape_of",
     "tensor_inputs",
 ]
@@ -136,3 +137,11 @@ def is_add(node: fx.Node) -> bool:
 def is_padding(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether `node` only pads for the convolution behind it."""
     return node.op.startswith("call_") and op_name(graph_module, node) in ("pad", "ZeroPad2d")
+
+
+def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
+    """Height and width of what torch takes as one number, a list of one, or a list of two."""
+    if isinstance(value, int):
+        return value, value
+    sides = tuple(value)
+    return (sides[0], sides[0]) if len(sides) == 1 else (sides[0], sides[1])

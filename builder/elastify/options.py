@@ -25,10 +25,6 @@ class ElasticOptions:
     skip: bool = True
     """Whether units that keep their shape may be skipped."""
 
-    int8: bool = True
-    """Whether originals and alternatives may compute in 8 bits too, and trained weights are stored so; see
-    `builder.int8`, which adds that when the training is done."""
-
     storage_ratio: float = 2.0
     """Most bytes of the supernet as a multiple of the oracle's, above 1; see `budget`."""
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from builder.elastify.nodes import module_of, op_name, shape_of
+from builder.elastify.nodes import module_of, op_name, pair, shape_of
 
-__all__ = ["Layer", "layer_of"]
+__all__ = ["Layer", "is_its_own", "layer_of"]
+
+MOST_PRODUCTS = 2**16
+"""Of codes and weights in one sum: with the bias they fit 32 bits."""
 
 Pads = tuple[int, int, int, int]
 
@@ -34,18 +37,26 @@ def layer_of(module: fx.GraphModule, node: fx.Node) -> Layer | None:
     conv = module_of(module, node)
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         return None
-    calls = sum(other.op == "call_module" and other.target == node.target for other in module.graph.nodes)
-    source, pads = node.all_input_nodes[0], (*conv.padding, *conv.padding)
+    padding, kernel, dilation = pair(conv.padding), pair(conv.kernel_size), pair(conv.dilation)
+    source, pads = node.all_input_nodes[0], (*padding, *padding)
     if (around := _zeros(module, source)) is not None:
         source, pads = source.all_input_nodes[0], tuple(a + b for a, b in zip(pads, around, strict=True))
-    reaches = [d * (size - 1) + 1 for d, size in zip(conv.dilation * 2, conv.kernel_size * 2, strict=True)]
+    reaches = [reach * (size - 1) + 1 for reach, size in zip(dilation * 2, kernel * 2, strict=True)]
     if any(pad >= reach for pad, reach in zip(pads, reaches, strict=True)):
         return None  # a window would lie in the padding alone, which onnxruntime is not given
-    if calls != 1 or len(shape_of(source)) != 4 or math.prod(shape_of(node)[2:]) == 1:
+    if conv.weight[0].numel() > MOST_PRODUCTS or not is_its_own(module, node):
+        return None
+    if len(shape_of(source)) != 4 or math.prod(shape_of(node)[2:]) == 1:
         return None  # of one pixel there is less to compute than to encode
     users = list(node.users)
     end = users[0] if len(users) == 1 and _only_cuts_off(module, users[0]) else node
     return Layer(node, source, end, pads)
+
+
+def is_its_own(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the layer that a node calls is called and read nowhere else."""
+    others = [other for other in module.graph.nodes if other is not node and other.op in ("call_module", "get_attr")]
+    return not any(f"{other.target}.".startswith(f"{node.target}.") for other in others)
 
 
 def _zeros(module: fx.GraphModule, node: fx.Node) -> Pads | None:

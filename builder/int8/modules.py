@@ -7,11 +7,14 @@ products overflow, so all of them give the same result.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from edge_runtime.errors import UsageError
 
 __all__ = ["Coding", "Decoded", "DecodedConv", "DecodedLinear", "Dequantize", "Quantize", "QuantizedConv"]
 
@@ -22,13 +25,17 @@ _EXACT_BELOW = 2**24
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How codes stand for values: ``(code - zero) * scale``."""
+    """How codes stand for values: ``(code - zero) * scale``. Raises `UsageError` when built invalid."""
 
     scale: float
     """Above 0; a float32."""
 
     zero: int
     """The code of 0, from 0 to 255."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale < math.inf and 0 <= self.zero <= LARGEST_CODE):
+            raise UsageError(f"a coding has a finite scale above 0 and a zero from 0 to 255, got {self}")
 
     @classmethod
     def of_range(cls, low: float, high: float) -> Coding:
@@ -46,24 +53,25 @@ class Coding:
         return (codes - self.zero) * self.scale
 
 
-class Quantize(nn.Module):
-    """float32 values to codes: ONNX's QuantizeLinear to uint8."""
+class _Coding(nn.Module):
+    """A layer with one coding, which its state dict tells apart from others."""
 
     def __init__(self, coding: Coding) -> None:
         super().__init__()
         self.coding = coding
+        _remember(self, "coding", coding)
+
+
+class Quantize(_Coding):
+    """float32 values to codes: ONNX's QuantizeLinear to uint8."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Codes of any shape."""
         return self.coding.codes(x)
 
 
-class Dequantize(nn.Module):
+class Dequantize(_Coding):
     """Codes to float32 values: ONNX's DequantizeLinear."""
-
-    def __init__(self, coding: Coding) -> None:
-        super().__init__()
-        self.coding = coding
 
     def forward(self, x: Tensor) -> Tensor:
         """Values of any shape."""
@@ -104,6 +112,8 @@ class QuantizedConv(nn.Module):
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("bias", bias)
         self.taken, self.given = taken, given
+        _remember(self, "taken", taken)
+        _remember(self, "given", given)
         self.stride, self.pads, self.dilation, self.groups = stride, pads, dilation, groups
         largest = LARGEST_CODE * weight.to(torch.int64).abs().sum((1, 2, 3)) + bias.to(torch.int64).abs()
         self._sums_in = torch.float32 if int(largest.max()) < _EXACT_BELOW else torch.float64
@@ -118,6 +128,12 @@ class QuantizedConv(nn.Module):
         )
         factor = self.taken.scale * self.weight_scale / self.given.scale
         return (torch.round(sums.float() * factor.view(-1, 1, 1)) + self.given.zero).clamp(0, LARGEST_CODE)
+
+
+def _remember(module: nn.Module, name: str, coding: Coding) -> None:
+    """Make a coding a part of a module's state, so that a digest of the state depends on it."""
+    module.register_buffer(f"{name}_scale", torch.tensor(coding.scale))
+    module.register_buffer(f"{name}_zero", torch.tensor(coding.zero))
 
 
 class Decoded(nn.Module):

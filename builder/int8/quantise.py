@@ -18,8 +18,8 @@ from torch.nn import functional
 
 from builder.elastify.folded import folded_copy
 from builder.elastify.nodes import module_of, shape_of
-from builder.int8.layers import Layer, layer_of
-from builder.int8.modules import Coding, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
+from builder.int8.layers import Layer, is_its_own, layer_of
+from builder.int8.modules import Coding, Decoded, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
 from builder.int8.ranges import Values, coding_of, stored_weights, weight_scale, whole_weights
 
 __all__ = ["Quantised", "quantised"]
@@ -32,15 +32,15 @@ LARGEST_BIAS = 2**29
 class Quantised:
     """Two copies of a piece that share all stored weights."""
 
-    coded: fx.GraphModule
-    """Computes its convolutions in 8 bits."""
+    coded: fx.GraphModule | None
+    """Computes its convolutions in 8 bits; None where it has none for that."""
 
     decoded: fx.GraphModule
     """Computes everything in float32."""
 
 
 def quantised(module: fx.GraphModule, inputs: Sequence[Tensor], *, stays: bool = False) -> Quantised | None:
-    """Both copies of `module`; None where it has no convolution to compute in 8 bits, or a value is not finite.
+    """Both copies of `module`; None where nothing of it can be in 8 bits, or a value is not finite.
 
     Args:
         module: a traced piece with one image [N, C, H, W] as its input, trained, in eval mode; left as it was.
@@ -50,8 +50,10 @@ def quantised(module: fx.GraphModule, inputs: Sequence[Tensor], *, stays: bool =
     """
     result, decoded = folded_copy(module), folded_copy(module)
     layers = [layer for node in list(result.graph.nodes) if (layer := layer_of(result, node)) is not None]
-    if not layers:
+    if not all(value.isfinite().all() for value in module.parameters()):
         return None
+    if not layers:
+        return None if stays or not _store_in_8_bits(decoded) else Quantised(None, decoded)
     seen = Values(result, {node for layer in layers for node in (layer.source, layer.end)}).of(inputs)
     if not all(values.isfinite().all() for values in seen.values()):
         return None
@@ -73,14 +75,17 @@ def quantised(module: fx.GraphModule, inputs: Sequence[Tensor], *, stays: bool =
     return Quantised(result, decoded)
 
 
-def _store_in_8_bits(decoded: fx.GraphModule) -> None:
-    """Of the layers that no 8 bits are for, too, the weights."""
+def _store_in_8_bits(decoded: fx.GraphModule) -> bool:
+    """Of the layers that do not compute in 8 bits, too, the weights; whether there are any in 8 bits then."""
     for node in list(decoded.graph.nodes):
         layer = module_of(decoded, node)
+        if layer is None or not is_its_own(decoded, node):
+            continue
         if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
             decoded.set_submodule(str(node.target), DecodedConv(*stored_weights(layer), layer))
         elif type(layer) is nn.Linear and len(shape_of(node)) == 2:
             decoded.set_submodule(str(node.target), DecodedLinear(*stored_weights(layer)))
+    return any(isinstance(layer, Decoded) for layer in decoded.modules())
 
 
 def _share(copied: fx.GraphModule, source: fx.GraphModule) -> None:
@@ -90,7 +95,7 @@ def _share(copied: fx.GraphModule, source: fx.GraphModule) -> None:
         own, other = module_of(copied, node), known.get(str(node.target)) if node.op == "call_module" else None
         if own is None or other is None or own is other:
             continue
-        if isinstance(other, (DecodedConv, DecodedLinear)) or _same(own, other):
+        if isinstance(other, Decoded) or _same(own, other):
             copied.set_submodule(str(node.target), other)
 
 
@@ -101,7 +106,7 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _sources(module: fx.GraphModule, layer: Layer, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What enters a layer, from the layers before it as they are now."""
+    """What enters a layer in float32; made anew for each layer, as all of them at once would take much memory."""
     kept: list[Tensor] = []
 
     class Recorder(fx.Interpreter):
@@ -131,13 +136,15 @@ def _quantised(
     whole = whole_weights(weight, scale)
     missing = weight - whole * scale.view(-1, 1, 1, 1)
     top, left, bottom, right = layer.pads
-    errors = [
+    sums = [
         functional.conv2d(
             functional.pad(x, (left, right, top, bottom)), missing, None, conv.stride, 0, conv.dilation, conv.groups
-        ).mean((0, 2, 3))
+        )
+        .mean((2, 3))
+        .sum(0)
         for x in sources
     ]
-    bias = constant + torch.stack(errors).mean(0)
+    bias = constant + torch.stack(sums).sum(0) / sum(map(len, sources))
     units = torch.round(bias.double() / (taken.scale * scale.double())).clamp(-2 * LARGEST_BIAS, 2 * LARGEST_BIAS)
     made = QuantizedConv(
         whole.to(torch.int8),

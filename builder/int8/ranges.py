@@ -24,9 +24,10 @@ class Values(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, nodes: set[fx.Node]) -> None:
         super().__init__(module)
         self._nodes, self._found = nodes, dict[fx.Node, list[Tensor]]()
+        self._random = torch.Generator().manual_seed(0)
 
     def of(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
-        """Up to `SAMPLES` values of each batch, evenly over it, with its least and largest."""
+        """Up to `SAMPLES` values of each batch at random places, with its least and largest."""
         with torch.no_grad():
             for batch in inputs:
                 self.run(batch)
@@ -37,7 +38,7 @@ class Values(fx.Interpreter):
         result = super().run_node(n)
         if n in self._nodes and isinstance(result, Tensor):
             flat = result.flatten()
-            few = flat[:: max(1, len(flat) // SAMPLES)]
+            few = flat[torch.randint(len(flat), (SAMPLES,), generator=self._random)] if len(flat) > SAMPLES else flat
             self._found.setdefault(n, []).append(torch.cat([few, flat.min()[None], flat.max()[None]]))
         return result
 

@@ -18,6 +18,7 @@ from builder.elastify.cost import storage_bytes
 from builder.elastify.supernet import Alternative, Unit
 from builder.elastify.trace import Inputs
 from builder.int8.quantise import Quantised, quantised
+from edge_runtime.errors import UsageError
 
 __all__ = ["has_suffix", "with_int8"]
 
@@ -53,7 +54,12 @@ def with_int8(supernet: Supernet, images: Inputs, *, storage_ratio: float) -> Su
         supernet: trained, on the CPU; its modules are shared with the result.
         images: a few dozen to a few hundred unlabelled, preprocessed images [N, C, H, W], or all inputs in order.
         storage_ratio: most bytes of the result as a multiple of the oracle's.
+
+    Raises:
+        UsageError: it has alternatives in 8 bits already.
     """
+    if any(has_suffix(label) for group in supernet.space.groups for label in group.labels):
+        raise UsageError("the supernet has alternatives in 8 bits already", hint="give the one that was trained")
     supernet.eval()
     copies = _copies(supernet, _entries(supernet, images))
     report = supernet.report()
@@ -94,8 +100,8 @@ def _copies(supernet: Supernet, entries: Sequence[Sequence[Tensor]]) -> list[_Co
 
 
 def _added_bytes(module: nn.Module, made: Quantised, value: int) -> int:
-    stored = nn.ModuleList([module, made.coded] if value == 0 else [made.coded, made.decoded])
-    return storage_bytes(stored) - storage_bytes(module)
+    stored = [module, made.coded] if value == 0 else [made.coded, made.decoded]
+    return storage_bytes(nn.ModuleList(part for part in stored if part is not None)) - storage_bytes(module)
 
 
 def _chosen(copies: Sequence[_Copy], supernet: Supernet, room: float) -> list[_Copy]:
@@ -120,7 +126,7 @@ def _extended(
         alternatives.append(alternative)
         if value:
             modules.append(own[value].made.decoded if value in own else bodies[value - 1])
-        if value in own:
+        if value in own and own[value].made.coded is not None:
             label = f"{alternative.label}-{_SUFFIX}" if value else _SUFFIX
             alternatives.append(dataclasses.replace(alternative, label=label))
             modules.append(own[value].made.coded)

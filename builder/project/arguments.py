@@ -48,6 +48,9 @@ def add_verbs(verbs: Any) -> None:
     parsers["export"].add_argument(
         "--name", metavar="NAME", help="of the bundle, for people (default: the work folder's)"
     )
+    parsers["export"].add_argument(
+        "--no-int8", dest="int8", action="store_false", help="nothing computes in 8 bits, and nothing is stored so"
+    )
     parsers["pack"].add_argument(
         "--out", type=Path, metavar="FILE", help="the bundle (default: WORK.nnf in the work folder)"
     )
@@ -77,8 +80,6 @@ def _add_offer(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--window", type=_window, metavar="N", help="most units that one merged alternative replaces, "
                        "1 for none (default: 3)")  # fmt: skip
     group.add_argument("--no-skip", dest="skip", action="store_false", default=None, help="never leave a unit out")
-    group.add_argument("--no-int8", dest="int8", action="store_false", default=None, help="nothing computes in 8 bits, "
-                       "and nothing is stored so")  # fmt: skip
     group.add_argument("--storage-ratio", type=_storage, metavar="X", help="most bytes of the supernet as a multiple "
                        "of the network's (default: 2)")  # fmt: skip
 
@@ -111,7 +112,7 @@ def run_verb(arguments: argparse.Namespace, log: RunLog, compute: Compute) -> li
         given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
         return verbs.train(project, given, compute)
     if arguments.verb == "export":
-        return verbs.export(project, arguments.name)
+        return verbs.export(project, arguments.name, int8=arguments.int8)
     if arguments.verb == "check":
         return verbs.check(project)
     return verbs.pack(project, arguments.out or arguments.work / f"{arguments.work.resolve().name}.nnf")
@@ -130,7 +131,7 @@ def _open(arguments: argparse.Namespace, log: RunLog) -> Project:
         "mean": arguments.mean,
         "std": arguments.std,
         "seed": arguments.seed,
-        **{name: getattr(arguments, name, None) for name in ("widths", "window", "skip", "int8", "storage_ratio")},
+        **{name: getattr(arguments, name, None) for name in ("widths", "window", "skip", "storage_ratio")},
     }
     given = {name: value for name, value in given.items() if value is not None}
     if (settings := kept_settings(arguments.work, given)) is not None:

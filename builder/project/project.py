@@ -185,9 +185,9 @@ class Project:
 
     @cached_property
     def finished(self) -> Supernet:
-        """The trained supernet as it is exported. Raises `StateError` where it has not been trained."""
+        """The trained supernet with alternatives in 8 bits. Raises `StateError` where it has not been trained."""
         images = spread(self.data.train, FIT_IMAGES)
-        return finished(self.trained(), images, self.settings.elastic_options(), self.log)
+        return finished(self.trained(), images, self.settings.storage_ratio, self.log)
 
     def prior(self, supernet: Supernet, compute: Compute | None = None) -> tuple[tuple[float, ...], ...]:
         """What each alternative of a trained supernet costs in quality, on held-out images."""

@@ -55,9 +55,6 @@ class ProjectSettings:
     skip: bool = _OFFERED.skip
     """Whether units that keep their shape may be skipped."""
 
-    int8: bool = _OFFERED.int8
-    """Whether originals and alternatives may compute in 8 bits too."""
-
     storage_ratio: float = _OFFERED.storage_ratio
     """Most bytes of the supernet as a multiple of the network's, above 1."""
 
@@ -84,8 +81,7 @@ class ProjectSettings:
 
     def elastic_options(self) -> ElasticOptions:
         """What each unit is offered."""
-        offered = {name: getattr(self, name) for name in ("widths", "window", "skip", "int8", "storage_ratio")}
-        return ElasticOptions(**offered)
+        return ElasticOptions(widths=self.widths, window=self.window, skip=self.skip, storage_ratio=self.storage_ratio)
 
 
 def kept_settings(work: Path, given: Mapping[str, Any]) -> ProjectSettings | None:
@@ -112,7 +108,7 @@ def kept_settings(work: Path, given: Mapping[str, Any]) -> ProjectSettings | Non
 
 def _option(name: str) -> str:
     """The option that sets a field."""
-    return f"--no-{name}" if name in ("skip", "int8") else f"--{name.replace('_', '-')}"
+    return "--no-skip" if name == "skip" else f"--{name.replace('_', '-')}"
 
 
 def new_settings(given: Mapping[str, Any]) -> ProjectSettings:

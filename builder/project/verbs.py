@@ -53,8 +53,7 @@ def elastify(project: Project, *, report: str | None = None) -> list[str]:
         )
     alternatives = sum(group.size - 1 for group in supernet.space.groups)
     lines.append(f"{len(supernet.units)} units with {alternatives} alternatives: {supernet.space.size():.3g} subnets")
-    if project.settings.int8:
-        lines.append("the export adds each of them and each original in 8 bits, and stores trained weights so")
+    lines.append("the export adds copies of these and of the originals that compute in 8 bits (--no-int8: without)")
     return [*lines, f"next: nnf-build train --work {project.work}"]
 
 
@@ -118,9 +117,9 @@ def _settled(
     return new_training(work, given, batches_of, supernet, compute) if kept is None else kept
 
 
-def export(project: Project, name: str | None = None) -> list[str]:
-    """Write the gated graph and its weights, and the oracle's static graph."""
-    work, supernet = project.work, project.finished
+def export(project: Project, name: str | None = None, *, int8: bool = True) -> list[str]:
+    """Write the gated graph and its weights, and the oracle's static graph; with `int8` alternatives in 8 bits."""
+    work, supernet = project.work, project.finished if int8 else project.trained()
     info = project.bundle_info(name)
     with project.log.step("export") as figures:
         bundle = pack_supernet(supernet, project.prior(supernet), info, work / EXPORT)
@@ -148,7 +147,7 @@ def check(project: Project) -> list[str]:
     """Compare the exported graph with torch; `BuildError` where they differ."""
     bundle = _exported(project.work)
     with project.log.step("check") as figures:
-        report = check_parity(project.finished, project.oracle, bundle, project.held_out)
+        report = check_parity(_supernet_of(project, bundle), project.oracle, bundle, project.held_out)
         figures |= dataclasses.asdict(report)
     body = {"digest": bundle.digest} | dataclasses.asdict(report)
     write_atomically(project.work / "check.json", json.dumps(body, indent=1).encode())
@@ -160,6 +159,17 @@ def check(project: Project) -> list[str]:
     if report.coded_error:
         lines.append(f"those in 8 bits too, but for rounding: largest relative difference {report.coded_error:.1e}")
     return [*lines, f"next: nnf-build pack --work {project.work}"]
+
+
+def _supernet_of(project: Project, bundle: Bundle) -> Supernet:
+    """What was exported: the supernet as it was trained, or with alternatives in 8 bits."""
+    for made in (project.trained, lambda: project.finished):
+        if (supernet := made()).space == bundle.manifest.space:
+            return supernet
+    raise StateError(
+        f"the export in {project.work} is of another version",
+        hint=f"export it again: nnf-build export --work {project.work}",
+    )
 
 
 def pack(project: Project, out: Path) -> list[str]:

@@ -144,7 +144,7 @@ def build_bundle(
     supernet = make_supernet(oracle, spread(train, FIT_IMAGES), plan.options, plan.seed, log)
     source = ImageBatches(train, plan.batch_size, plan.seed, augmentation=plan.augmentation)
     train_supernet(supernet, plan.local, plan.paths, source, work, log)
-    supernet = finished(supernet, spread(train, FIT_IMAGES), plan.options, log)
+    supernet = finished(supernet, spread(train, FIT_IMAGES), plan.options.storage_ratio, log)
     held_out = spread(validation, CHECK_IMAGES)
     prior = kept_prior(supernet, held_out, work, log)
     with log.step("export") as figures:
@@ -211,19 +211,17 @@ def train_supernet(
     supernet.to("cpu")
 
 
-def finished(supernet: Supernet, images: torch.Tensor, options: ElasticOptions, log: RunLog) -> Supernet:
-    """The trained supernet as it is exported, with alternatives in 8 bits where `options` ask for them.
+def finished(supernet: Supernet, images: torch.Tensor, storage_ratio: float, log: RunLog) -> Supernet:
+    """The trained supernet with alternatives in 8 bits, see `builder.int8.with_int8`.
 
     Args:
         supernet: trained, on the CPU.
         images: a few dozen to a few hundred images as the network takes them, without labels.
-        options: what it was made with.
+        storage_ratio: most bytes of the result as a multiple of the oracle's.
         log: where its figures are written.
     """
-    if not options.int8:
-        return supernet
     with log.step("int8") as figures:
-        result = with_int8(supernet, images, storage_ratio=options.storage_ratio)
+        result = with_int8(supernet, images, storage_ratio=storage_ratio)
         figures |= {"subnets": float(result.space.size()), "storage_ratio": round(result.report().storage_ratio, 3)}
     return result
 

@@ -27,6 +27,7 @@ from builder.int8 import (
     quantised,
     with_int8,
 )
+from builder.int8.ranges import coding_of, weight_scale
 from edge_runtime.backends import (
     SessionOptions,
     compile_bundle,
@@ -37,6 +38,7 @@ from edge_runtime.backends import (
 )
 from edge_runtime.backends.base import relative_difference
 from edge_runtime.bundle import Bundle
+from edge_runtime.errors import UsageError
 from edge_runtime.seeds import covering_vectors
 from tests.builder.lowered import exported, with_shapes
 from tests.builder.nets import BasicNet, BottleneckNet, DenseNet, FireNet, MixNet, PlainNet, images, made
@@ -178,6 +180,88 @@ def test_what_stays_in_float32_is_shared_with_an_original_and_else_stored_in_8_b
         assert normalised_error(module(x), net(x)) < 0.02
 
 
+def test_biases_take_over_the_mean_error_of_the_weights():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)).eval().requires_grad_(False)
+    x = images(32) + 2  # a mean to be wrong about
+    found = quantised(trace(net, x[:2]), [x[:20], x[20:]])
+    for module in (found.coded, found.decoded):
+        errors = (module(x) - net(x)).mean((0, 2, 3)).abs()
+        assert errors.max() < 0.2 * (module(x) - net(x)).std()
+
+
+def test_ranges_are_cut_where_few_values_are_far_away():
+    values = torch.cat([torch.randn(50_000), torch.tensor([9.0, -9.0])])
+    whole, found = Coding.of_range(-9.0, 9.0), coding_of(values)
+    errors = [(coding.values(coding.codes(values)) - values).square().mean() for coding in (whole, found)]
+    assert found.scale < whole.scale
+    assert errors[1] < 0.9 * errors[0]
+    rows = torch.randn(4, 50_000, 1, 1)
+    rows[:, 0] = 9.0
+    assert (weight_scale(rows) < 9.0 / 63).all()
+
+
+def test_zeros_around_an_image_are_a_part_of_the_layer():
+    supernet = elastify(made(BasicNet), images(16))
+    entries = supernet.features(images(16), supernet.space.default).entries
+    coded = [quantised(supernet.alternative(index, 0), [entry]).coded for index, entry in enumerate(entries)]
+    assert any(layer.pads == (0, 0, 1, 1) for piece in coded for layer in piece.modules() if hasattr(layer, "pads"))
+    assert not any(node.target is functional.pad for piece in coded for node in piece.graph.nodes)
+
+
+@pytest.mark.parametrize(
+    "how", [{"padding": (1,)}, {"padding": [1]}, {"padding": 1, "dilation": (1,)}, {"stride": [2]}]
+)
+def test_sizes_that_torch_takes_as_a_list_of_one_are_taken(how):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval().requires_grad_(False)
+    for name, value in how.items():
+        setattr(net[0], name, value)
+    x = images(8)
+    found = quantised(trace(net, x[:2]), [x])
+    for module in (found.coded, found.decoded):
+        assert normalised_error(module(x), net(x)) < 0.01
+
+
+def test_weights_that_something_else_reads_too_stay():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)
+
+        def forward(self, x):
+            return self.second(self.first(x)).relu() * self.second.weight.mean()
+
+    net, x = Tied().eval().requires_grad_(False), images(8)
+    found = quantised(trace(net, x[:2]), [x])
+    for module in (found.coded, found.decoded):
+        assert normalised_error(module(x), net(x)) < 0.01
+
+
+def test_a_piece_without_convolutions_is_stored_in_8_bits_unless_it_stays():
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 5)).eval()
+    traced, x = trace(net, images(2)), images(8)
+    assert quantised(traced, [x], stays=True) is None
+    found = quantised(traced, [x])
+    assert found.coded is None
+    assert storage_bytes(found.decoded) < 0.4 * storage_bytes(traced)
+    assert normalised_error(found.decoded(x), net(x)) < 0.005
+
+
+def test_codings_and_supernets_that_cannot_be_are_refused():
+    for scale, zero in ((0.0, 0), (-1.0, 0), (float("nan"), 0), (float("inf"), 0), (1.0, -1), (1.0, 256)):
+        with pytest.raises(UsageError, match="a coding has"):
+            Coding(scale, zero)
+    supernet = with_int8(elastify(made(BottleneckNet), images(16)), images(16), storage_ratio=3.0)
+    with pytest.raises(UsageError, match="8 bits already"):
+        with_int8(supernet, images(16), storage_ratio=3.0)
+
+
+def test_a_state_tells_codings_apart():
+    one, other = (Quantize(Coding(scale, 3)).state_dict() for scale in (0.1, 0.3))
+    assert one.keys() == other.keys()
+    assert any(not torch.equal(value, other[name]) for name, value in one.items())
+
+
 def test_layers_that_follow_each_other_hand_on_codes():
     net = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.Hardswish(), nn.Conv2d(8, 4, 1)
@@ -188,9 +272,9 @@ def test_layers_that_follow_each_other_hand_on_codes():
     assert kinds == [*chain, "Quantize", "QuantizedConv", "Dequantize"]
 
 
-def test_what_has_no_convolution_over_pixels_is_left():
+def test_a_convolution_of_one_pixel_computes_in_float32():
     net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 8, 1), nn.Flatten(), nn.Linear(8, 5)).eval()
-    assert quantised(trace(net, images(2)), [images(8)]) is None
+    assert quantised(trace(net, images(2)), [images(8)]).coded is None
 
 
 def test_what_is_not_finite_is_left():
@@ -331,15 +415,33 @@ def test_a_subnet_to_take_away_has_no_weights_to_decode(finished):
         assert not [n for n in static.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in names]
 
 
+def test_the_report_is_of_what_the_bundle_stores(finished):
+    import onnx
+
+    _, _, supernet, bundle = finished
+    tensors = onnx.load_from_string(bundle.model_bytes).graph.initializer
+    inside = sum(len(tensor.raw_data) for tensor in tensors)
+    told = supernet.report().supernet_bytes
+    assert 0.9 * told < len(bundle.weights) + inside < 1.03 * told + 2048
+
+
 def test_originals_get_copies_as_far_as_the_storage_goes():
+    """Those first that compute the most per byte."""
     trained = elastify(made(BottleneckNet), images(32), ElasticOptions(widths=(0.5,), window=1))
-    bytes_of = {ratio: with_int8(trained, images(32), storage_ratio=ratio).report() for ratio in (1.0, 1.45, 1.6, 2.0)}
-    copies = [sum("int8" in row.alternatives for row in report.units) for report in bytes_of.values()]
-    assert copies == sorted(copies)
-    assert copies[0] == 0
-    assert copies[-1] == len(trained.units)
-    for ratio, report in bytes_of.items():
-        assert report.storage_ratio <= max(ratio, bytes_of[1.0].storage_ratio)
+    least, most = (with_int8(trained, images(32), storage_ratio=ratio).report().storage_ratio for ratio in (1.0, 9.0))
+    per_byte = [unit.alternatives[0].macs / storage_bytes(trained.fixed[unit.segment]) for unit in trained.units]
+    before: set[int] = set()
+    for share in (0.0, 0.3, 0.6, 1.0):
+        limit = least + share * (most - least) + 1e-6
+        supernet = with_int8(trained, images(32), storage_ratio=limit)
+        assert supernet.report().storage_ratio <= limit
+        chosen = {index for index, group in enumerate(supernet.space.groups) if "int8" in group.labels}
+        assert before <= chosen
+        if 0.0 < share < 1.0:
+            assert per_byte.index(max(per_byte)) in chosen
+            assert len(chosen) < len(trained.units)
+        before = chosen
+    assert before == set(range(len(trained.units)))
 
 
 def test_the_bundle_survives_being_written_and_read(finished, tmp_path):

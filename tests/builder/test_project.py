@@ -1,5 +1,6 @@
 """The commands for a developer's own network, on a network of a few channels; the walk-through is in tests/e2e."""
 
+import dataclasses
 import json
 import math
 import os
@@ -18,8 +19,9 @@ from builder import checkpoint
 from builder.cli import main
 from builder.project.plan import TrainSettings, stage_configs
 from builder.project.safetensors import read_safetensors
-from edge_runtime.bundle import Bundle
+from edge_runtime.bundle import Bundle, write_bundle
 from edge_runtime.errors import InputError
+from edge_runtime.gates import GateSpace
 from edge_runtime.measure import machine_lock
 
 pytestmark = pytest.mark.builder
@@ -388,6 +390,37 @@ def test_an_export_that_was_changed_is_not_packed(place, capsys):
     build("pack", code=74)
     assert "damaged" in capsys.readouterr().err
     assert not list(place.rglob("*.nnf"))
+
+
+def test_an_export_with_and_without_8_bits_is_checked_as_what_it_is(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("export")
+    assert "of them in 8 bits" in capsys.readouterr().out
+    build("check")
+    said = capsys.readouterr().out
+    assert "those in 8 bits too, but for rounding" in said
+    build("export", "--no-int8")
+    assert "8 bits" not in capsys.readouterr().out
+    build("pack", "--out", "plain.nnf")
+    plain = Bundle.read(place / "plain.nnf")
+    assert not any("int8" in label for group in plain.manifest.space.groups for label in group.labels)
+    build("export")
+    build("pack", "--out", "coded.nnf")
+    coded = Bundle.read(place / "coded.nnf")
+    assert any("int8" in label for group in coded.manifest.space.groups for label in group.labels)
+
+
+def test_an_export_of_another_version_is_to_be_made_again(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("export")
+    kept = Bundle.read(place / "w" / "export")
+    groups = (*kept.manifest.space.groups[:-1], dataclasses.replace(kept.manifest.space.groups[-1], name="other"))
+    manifest = dataclasses.replace(kept.manifest, space=GateSpace(groups))
+    write_bundle(place / "w" / "export", manifest, kept.model_bytes, kept.weights)
+    build("check", code=74)
+    assert "export it again" in capsys.readouterr().err
 
 
 # -- weights files -------------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ _AGAIN = object()
 def _steps() -> list[Step]:
     c = CHANNELS
     vector, column = np.linspace(0.5, 1.5, c, dtype=np.float32), np.full((c, 1, 1), 0.25, np.float32)
+    scale, zero, whole = np.array(0.05, np.float32), np.array(7, np.uint8), np.full((c, c, 1, 1), 3, np.int8)
     matrix = np.linspace(-1, 1, c * c, dtype=np.float32).reshape(c, c)
     half = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     twice = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
@@ -73,6 +74,13 @@ def _steps() -> list[Step]:
         ("Softplus", [], {}),
         ("Div", [column], {}),
         ("MaxPool", [], {"kernel_shape": [3, 3], "pads": [0, 0, 1, 1], "strides": [2, 2]}),
+        ("QuantizeLinear", [scale, zero], {}),
+        (
+            "QLinearConv",
+            [scale, zero, whole, vector, np.array(0, np.int8), scale, zero, np.arange(c, dtype=np.int32)],
+            {},
+        ),
+        ("DequantizeLinear", [scale, zero], {}),
         ("ReduceSum", [_ints(3)], {"keepdims": 1}),
         ("ReduceMax", [], {"axes": [2], "keepdims": 1}),
         ("Expand", [_ints(1, c, 3, 5)], {}),

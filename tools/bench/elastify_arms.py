@@ -136,14 +136,14 @@ class _Run:
         began, options = time.perf_counter(), ElasticOptions()
         supernet = make_supernet(oracle, fit_images, options, self.arm.seed, self.log)
         if self.arm.name in OURS:
-            finished(supernet, fit_images, options, self.log)  # to know how long it takes at the end
+            finished(supernet, fit_images, options.storage_ratio, self.log)  # to know how long it takes at the end
         used_s = time.perf_counter() - began  # what is fitted to the data is a part of the arm's time
         if self.arm.name in ("adaptivenet", "naive"):
             supernet, used_s = adaptivenet(supernet), 0.0
         source = self._source()
         figures = self._train(self._stages(supernet, len(source)), supernet, supernet.bodies, source, used_s, {})
         if self.arm.name in OURS:
-            supernet = finished(supernet, fit_images, options, self.log)
+            supernet = finished(supernet, fit_images, options.storage_ratio, self.log)
         prior = measure_prior(supernet, spread(images.validation, CHECK_IMAGES))
         bundle = pack(supernet, prior, self._info(images), self.folder / BUNDLE)
         parity = _parity(supernet, bundle, spread(images.validation, PARITY_IMAGES))

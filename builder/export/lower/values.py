@@ -7,6 +7,8 @@ from typing import TypeAlias
 
 import torch
 
+from builder.elastify.nodes import pair
+
 __all__ = ["NO_PADS", "Pads", "Shape", "Value", "Weight", "axis_of", "pair"]
 
 Shape: TypeAlias = tuple[int, ...]
@@ -40,14 +42,6 @@ class Weight:
 
     tensor: torch.Tensor
     """Detached, on the CPU."""
-
-
-def pair(value: int | tuple[int, ...] | list[int]) -> tuple[int, int]:
-    """Height and width of what torch takes as one number, a list of one, or a list of two."""
-    if isinstance(value, int):
-        return value, value
-    sides = tuple(value)
-    return (sides[0], sides[0]) if len(sides) == 1 else (sides[0], sides[1])
 
 
 def axis_of(dim: int, rank: int) -> int:

@@ -178,16 +178,19 @@ class _Walk:
 
     def _charge(self, inputs: list[Value | None], value: Value, work: int) -> None:
         """Bound memory and time over the whole graph; a weight counts once per use, for each use packs a copy."""
-        self.weight_uses += next((v.elements for v in inputs[1:] if v and v.stored and len(v.shape) > 1), 0)
+        self.weight_uses += next((_packed(v) for v in inputs[1:] if v and _is_weight(v) and len(v.shape) > 1), 0)
         self.elements += value.elements
-        self.multiply_adds += work + value.elements + sum(v.elements for v in inputs if v and not v.stored)
+        self.multiply_adds += work + value.elements + sum(v.elements for v in inputs if v and not _is_weight(v))
         if (
             value.elements > MAX_ELEMENTS
             or self.elements > MAX_TOTAL_ELEMENTS
             or self.weight_uses > MAX_WEIGHT_USES
             or self.multiply_adds > MAX_MULTIPLY_ADDS
         ):
-            raise BundleError(f"the graph needs too much: {self.multiply_adds} multiply-adds, {self.elements} values")
+            raise BundleError(
+                f"the graph needs too much: {self.multiply_adds} multiply-adds, {self.elements} values, "
+                f"{self.weight_uses} weights over all uses"
+            )
 
     def _if(self, node: Any, inputs: list[Value | None], scope: _Scope, depth: int) -> Value:
         if depth >= MAX_DEPTH:
@@ -240,6 +243,15 @@ class _Walk:
                     f"{name!r} compresses by the entries {sorted(entries)[:10]} of the gate vector",
                     hint="use every entry of one subset group, and no other",
                 )
+
+
+def _is_weight(value: Value) -> bool:
+    return value.stored or value.decoded
+
+
+def _packed(value: Value) -> int:
+    """Elements of float32 that a copy of a weight takes."""
+    return -(-value.elements // 4) if value.dtype == "int8" else value.elements
 
 
 def _find(name: str, scope: Mapping[str, Value]) -> Value | None:

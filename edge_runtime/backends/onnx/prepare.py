@@ -27,7 +27,7 @@ import numpy as np
 from edge_runtime.backends.base import Array, SessionOptions, random_inputs, relative_difference
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.heap import give_back_freed
-from edge_runtime.backends.onnx.modules import ModuleInput, write_modules
+from edge_runtime.backends.onnx.modules import ModuleInput, read_tensor, write_modules
 from edge_runtime.backends.onnx.passes import (
     decide_outside,
     inline_gates,
@@ -192,23 +192,30 @@ def _differences(reference: Any, prepared: PreparedGraph, attempt: _Attempt) -> 
     """Relative differences of all outputs and what they may be, over subnets and over one image and two."""
     manifest = attempt.bundle.manifest
     names = [spec.name for spec in manifest.outputs]
+    portable = _if_coded(attempt.bundle)
     for number, gates in enumerate(attempt.vectors()):
         inputs = random_inputs(manifest.inputs, seed=attempt.seed + number, batch=1 + number % 2)
         feeds = {**inputs, manifest.gate_input: np.array(gates.vector(), np.int64)}
         with foreign_errors(f"the prepared graph cannot run subnet {gates}"):
             wanted, found = reference.run(names, feeds), prepared.gated.run(names, prepared.feeds(inputs, gates))
-        allowed = _tolerance(attempt.bundle, gates)
+        allowed = (
+            TOLERANCE if portable is None else _tolerance(portable, manifest.gate_input, attempt.bundle.weights, gates)
+        )
         yield from ((relative_difference(one, other), allowed) for one, other in zip(wanted, found, strict=True))
 
 
-def _tolerance(bundle: Bundle, gates: Gates) -> float:
-    """Of the outputs of one subnet."""
+def _if_coded(bundle: Bundle) -> Any:
+    """The portable ModelProto, where something of it computes in 8 bits."""
     import onnx
 
-    if b"QLinearConv" not in bundle.model_bytes:
-        return TOLERANCE
-    settled = {bundle.manifest.gate_input: np.array(gates.vector(), np.int64)}
-    return largest_difference(inline_gates(onnx.load_from_string(bundle.model_bytes), settled).graph, TOLERANCE)
+    return onnx.load_from_string(bundle.model_bytes) if b"QLinearConv" in bundle.model_bytes else None
+
+
+def _tolerance(portable: Any, gate_input: str, weights: bytes, gates: Gates) -> float:
+    """Of the outputs of one subnet."""
+    settled = {gate_input: np.array(gates.vector(), np.int64)}
+    subnet = inline_gates(portable, settled, read=partial(read_tensor, weights=weights))
+    return largest_difference(subnet.graph, TOLERANCE)
 
 
 def _specialised_gain(attempt: _Attempt) -> float:

@@ -52,11 +52,11 @@ def _qlinear_conv(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
 
 
 def _decoded(a: Mapping[str, Any], weight: Value | None, scale: Value | None) -> Value:
-    """A float32 weight that is stored in 8 bits: as good as stored."""
+    """A float32 weight that is stored in 8 bits; only Conv, Gemm and MatMul take it."""
     if weight is None or not weight.stored or weight.dtype != "int8" or a["axis"] != 0:
         raise BundleError("without a zero only an int8 initializer is decoded, along axis 0")
     stored(scale, weight.shape[:1], "scale of the weight")
-    return Value("float32", weight.shape, stored=True)
+    return Value("float32", weight.shape, decoded=True)
 
 
 def _codes(x: Value | None) -> Value:

@@ -133,7 +133,8 @@ def _matmul(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
 def _matrix(x: Value | None) -> Value:
     if x is None or len(x.shape) != 2:
         raise BundleError("the second input is not a matrix")
-    stored(x, x.shape, "weight")
+    if not x.decoded:
+        stored(x, x.shape, "weight")
     return x
 
 

@@ -54,7 +54,7 @@ def convolution_shape(a: Mapping[str, Any], given: Value, weight: Value) -> Shap
 def _conv(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     image(x[0])
     given, weight = x[0], x[1]
-    if weight is None or not weight.stored or weight.dtype != "float32" or len(weight.shape) != 4:
+    if weight is None or not (weight.stored or weight.decoded) or weight.dtype != "float32" or len(weight.shape) != 4:
         raise BundleError("the weight is not a float32 initializer of 4 dimensions")
     assert given is not None
     shape = convolution_shape(a, given, weight)
@@ -65,7 +65,7 @@ def _conv(a: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
 
 def conv_work(_: Mapping[str, Any], x: Sequence[Value | None], value: Value) -> int:
     """Multiply-adds of a convolution for one image, from its one stored input of 4 dimensions and its output."""
-    weight = next((v for v in x if v and v.stored and len(v.shape) == 4), None)
+    weight = next((v for v in x if v and (v.stored or v.decoded) and len(v.shape) == 4), None)
     return (weight.elements if weight else 0) * math.prod(int(d or 0) for d in value.shape[2:])
 
 

@@ -58,6 +58,9 @@ class Value:
     stored: bool = False
     """Whether it is an initializer, or what gates leave of one."""
 
+    decoded: bool = False
+    """Whether it is what an initializer in 8 bits stands for: a weight, and nothing else."""
+
     gate: int | None = None
     """The entry of the gate vector that it is, or that it tests."""
 
