@@ -111,7 +111,7 @@ def _chosen(copies: Sequence[_Copy], supernet: Supernet, room: float) -> list[_C
 
     chosen = []
     for copy in sorted(copies, key=urgency, reverse=True):
-        if copy.bytes <= room:
+        if copy.bytes <= max(0.0, room):  # what saves storage is taken however little there is
             chosen.append(copy)
             room -= copy.bytes
     return chosen
