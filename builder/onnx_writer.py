@@ -20,11 +20,17 @@ WEIGHTS_FILE = "weights.bin"
 
 
 class GraphWriter:
-    """Collects nodes into the innermost open scope, and initializers into the outer graph that all branches see."""
+    """Collects nodes into the innermost open scope, and initializers into the outer graph that all branches see.
 
-    def __init__(self, *, external: bool = True) -> None:
+    Args:
+        external: whether large tensors go to the weight file.
+        shared: whether tensors of the same content are stored once, under the name that came first; whole numbers for
+            shapes are not.
+    """
+
+    def __init__(self, *, external: bool = True, shared: bool = False) -> None:
         self.weights = bytearray()
-        self._external = external
+        self._external, self._shared = external, shared
         self._initializers: dict[str, TensorProto] = {}
         self._stored: dict[tuple[str, object], str] = {}
         self._scopes: list[list[onnx.NodeProto]] = [[]]
@@ -39,14 +45,10 @@ class GraphWriter:
         return name
 
     def initializer(self, name: str, values: npt.NDArray[Any]) -> str:
-        """Store a tensor once and give its name back: `name`, with a number behind it where others have that.
-
-        Tensors with dimensions have the name that came first, whole numbers for shapes aside: parts of a network share
-        weights.
-        """
+        """Store a tensor once and give its name back: `name`, with a number behind it where others have that."""
         values = np.asarray(values, order="C")
         content = (values.shape, values.dtype.str, hashlib.sha256(values).digest())
-        key = ("" if values.ndim and values.dtype != np.int64 else name, content)
+        key = ("" if self._shared and values.ndim and values.dtype != np.int64 else name, content)
         known = self._stored.get(key)
         if known is None:
             known = self._stored[key] = self.unique(name)

@@ -43,7 +43,7 @@ def gated_graph(supernet: Supernet) -> GatedGraph:
 class _Gated:
     def __init__(self, supernet: Supernet) -> None:
         self._supernet = supernet.eval()
-        self._writer = GraphWriter()
+        self._writer = GraphWriter(shared=True)
 
     def build(self) -> GatedGraph:
         writer, supernet = self._writer, self._supernet
