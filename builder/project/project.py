@@ -191,4 +191,5 @@ class Project:
 
     def prior(self, supernet: Supernet, compute: Compute | None = None) -> tuple[tuple[float, ...], ...]:
         """What each alternative of a trained supernet costs in quality, on held-out images."""
-        return kept_prior(supernet, self.held_out, self.work, self.log, compute=compute)
+        file = "prior.json" if supernet is self.supernet else "prior-int8.json"
+        return kept_prior(supernet, self.held_out, self.work, self.log, compute=compute, file=file)

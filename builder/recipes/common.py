@@ -227,14 +227,20 @@ def finished(supernet: Supernet, images: torch.Tensor, storage_ratio: float, log
 
 
 def kept_prior(
-    supernet: Supernet, images: torch.Tensor, work: Path, log: RunLog, *, compute: Compute | None = None
+    supernet: Supernet,
+    images: torch.Tensor,
+    work: Path,
+    log: RunLog,
+    *,
+    compute: Compute | None = None,
+    file: str = "prior.json",
 ) -> tuple[tuple[float, ...], ...]:
     """The measured prior; kept together with the digest of the weights that it was measured on.
 
     The supernet is on the CPU before and after; it is measured on the device of `compute`.
     """
     compute = compute or Compute()
-    path, digest = work / "prior.json", _digest(supernet)
+    path, digest = work / file, _digest(supernet)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is measured again
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["weights"] == digest:

@@ -40,6 +40,7 @@ from edge_runtime.seeds import covering_vectors
 __all__ = ["ARMS", "BUNDLE", "FIGURES", "PLAIN", "Arm", "latency_ratio", "reference_of", "train_arm"]
 
 BUNDLE, PLAIN, FIGURES = "model.nnf", "net.onnx", "arm.json"
+PACE = "pace.json"
 PARITY_IMAGES, PARITY_TOLERANCE = 32, 1e-3
 
 RATIO_STEPS = 40
@@ -78,12 +79,12 @@ ARMS = {
     "purpose-80": "(d) a network of its own for 80 % of the oracle's latency",
     "purpose-60": "(d) for 60 %",
     "purpose-40": "(d) for 40 %",
-    "ours": "(e) the defaults of elastify and of the training",
+    "ours": "(e) the defaults of elastify, of the training and of the export, so with units in 8 bits",
     "ours-unlabelled": "(e) from images without labels",
 }
 
 
-OURS = ("ours", "ours-unlabelled")
+FINISHED = ("ours", "ours-unlabelled")
 """The arms that are finished as `nnf-build export` does."""
 
 
@@ -135,14 +136,14 @@ class _Run:
         """An arm with a supernet, to its bundle."""
         began, options = time.perf_counter(), ElasticOptions()
         supernet = make_supernet(oracle, fit_images, options, self.arm.seed, self.log)
-        if self.arm.name in OURS:
+        if self.arm.name in FINISHED and not (self.folder / PACE).exists():
             finished(supernet, fit_images, options.storage_ratio, self.log)  # to know how long it takes at the end
         used_s = time.perf_counter() - began  # what is fitted to the data is a part of the arm's time
         if self.arm.name in ("adaptivenet", "naive"):
             supernet, used_s = adaptivenet(supernet), 0.0
         source = self._source()
         figures = self._train(self._stages(supernet, len(source)), supernet, supernet.bodies, source, used_s, {})
-        if self.arm.name in OURS:
+        if self.arm.name in FINISHED:
             supernet = finished(supernet, fit_images, options.storage_ratio, self.log)
         prior = measure_prior(supernet, spread(images.validation, CHECK_IMAGES))
         bundle = pack(supernet, prior, self._info(images), self.folder / BUNDLE)
@@ -210,7 +211,7 @@ class _Run:
     def _run_stages(self, stages: Sequence[Stage], trained: nn.Module, source: Source, used_s: float) -> dict[str, Any]:
         minutes = self.training.minutes
         steps = settled_steps(
-            self.folder / "pace.json", stages, trained, source, self.reference, minutes=minutes, used_s=used_s
+            self.folder / PACE, stages, trained, source, self.reference, minutes=minutes, used_s=used_s
         )
         figures: dict[str, Any] = {"steps": steps, "losses": {}, "trained_on": self.reference.about}
         figures["images"] = min(self.training.batch_size, len(self.train)) * sum(steps.values())

@@ -109,7 +109,7 @@ class _Folding:
         kept = []
         for node in self._graph.node:
             conv = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None
-            if conv is not None and self._uses[conv.output[0]] == 1 and self._uses[conv.input[1]] == 1:
+            if conv is not None and self._uses[conv.output[0]] == 1:
                 self._into(conv, node)
                 makers[conv.output[0]] = conv  # another normalisation may follow
             else:
@@ -127,10 +127,14 @@ class _Folding:
         factor = scale / np.sqrt(variance + epsilon)
         weight = self._value(conv.input[1]).astype(np.float64)
         bias = self._value(conv.input[2]).astype(np.float64) if len(conv.input) > 2 else 0.0
-        self._folded[conv.input[1]] = (weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))).astype(np.float32)
+        scaled = conv.input[1]
+        if self._uses[scaled] > 1:  # another convolution has the same weights
+            self._uses[scaled] -= 1
+            scaled = self._free(f"{conv.output[0]}.weight")
+        self._folded[scaled] = (weight * factor.reshape(-1, *(1,) * (weight.ndim - 1))).astype(np.float32)
         name = self._free(f"{conv.output[0]}.bias")
         self._folded[name] = (shift + (bias - mean) * factor).astype(np.float32)
-        conv.input[:] = [conv.input[0], conv.input[1], name]
+        conv.input[:] = [conv.input[0], scaled, name]
         conv.output[0] = norm.output[0]
 
     def _free(self, wanted: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from edge_runtime.backends.onnx.passes.activations import Activations
-from edge_runtime.backends.onnx.passes.last_channels import LastChannels
+from edge_runtime.backends.onnx.passes.last_channels import FROM_LAST, LastChannels
 from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of, integer_of
 from edge_runtime.backends.onnx.passes.scope import Scope, Value
 from edge_runtime.errors import BackendError
@@ -148,9 +148,9 @@ class _Rewriter:
     def _reorder_input(self, node: Any, scope: Scope) -> None:
         value = scope.find(node.input[0])
         self._blocked.add(node.output[0])
-        if value.blocked:
+        if value.blocked or value.last:
             self._report.dropped += 1
-            self._alias(node, value, scope)
+            self._alias(node, replace(value, blocked=self._convert(scope, value, blocked=True)), scope)
         else:
             self._emit(node, [str(value.plain)], scope, blocked=True, channels=value.channels)
 
@@ -189,9 +189,10 @@ class _Rewriter:
             return False
         values = [scope.find(name) for name in node.input]
         shapes = [self._shapes.get(name) for name in node.input]
-        if not all(value.blocked for value in values) or shapes[0] is None or shapes[0] != shapes[1]:
+        there = any(value.blocked for value in values) and all(value.blocked or value.last for value in values)
+        if not there or shapes[0] is None or shapes[0] != shapes[1]:
             return False
-        names = [str(value.blocked) for value in values]
+        names = [self._convert(scope, value, blocked=True) for value in values]
         channels = values[0].channels or values[1].channels
         for own, other in ((0, 1), (1, 0)):
             producer = self._foldable(node.input[own], values[own], scope)
@@ -249,10 +250,22 @@ class _Rewriter:
             name = node.output[0]
             node.output[0] = f"{name}~last"
             self._emit(node, [str(value.plain), *node.input[1:]], scope)
-            made = self._reorder(scope, "ReorderInput", node.output[0])
-            scope.define(name, Value(blocked=made, channels=value.channels))
+            scope.define(name, Value(last=node.output[0], channels=value.channels))
             return True
         return False
+
+    def _from_last(self, scope: Scope, source: str, *, blocked: bool) -> str:
+        if (made := scope.converted(source, blocked)) is None:
+            if blocked:
+                made = self._reorder(scope, "ReorderInput", source)
+            else:
+                self._made += 1
+                made = f"{source}~plain{self._made}"
+                node = self._node_type(op_type="Transpose", input=[source], output=[made], name=made)
+                node.attribute.add(name="perm", type=7, ints=FROM_LAST)
+                scope.nodes.append(node)
+            scope.remember(source, blocked, made)
+        return made
 
     def _reorder(self, scope: Scope, operator: str, source: str, *, channels: int | None = None) -> str:
         """Convert a value from or to the layout that has the channels last."""
@@ -300,6 +313,8 @@ class _Rewriter:
         there, source = (value.blocked, value.plain) if blocked else (value.plain, value.blocked)
         if there:
             return there
+        if value.last and not source:
+            return self._from_last(scope, value.last, blocked=blocked)
         if source is None or value.channels is None:
             raise BackendError(f"the layout of {value} cannot be changed", hint="the plain form is used instead")
         if (made := scope.converted(source, blocked)) is not None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["LastChannels"]
+__all__ = ["FROM_LAST", "LastChannels"]
 
-_TO_LAST, _FROM_LAST = (0, 2, 3, 1), (0, 3, 1, 2)
+_TO_LAST, FROM_LAST = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 @dataclass(slots=True)
@@ -40,9 +40,7 @@ class LastChannels:
             encoders[n.input[0]]: n.output[0] for n in transposes if _order(n) == _TO_LAST and n.input[0] in encoders
         }
         decoding = {
-            decoders[n.output[0]]: n.output[0]
-            for n in transposes
-            if _order(n) == _FROM_LAST and n.output[0] in decoders
+            decoders[n.output[0]]: n.output[0] for n in transposes if _order(n) == FROM_LAST and n.output[0] in decoders
         }
         return cls(encoding, decoding)
 

@@ -14,6 +14,9 @@ class Value:
 
     plain: str | None = None
     blocked: str | None = None
+    last: str | None = None
+    """With the channels last, as codes are decoded."""
+
     channels: int | None = None
     """Logical channels; None where only blocked operators ever read it."""
 

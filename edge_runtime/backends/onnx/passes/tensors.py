@@ -1,8 +1,8 @@
 """Weights lie in the innermost graph that alone reads them.
 
 What a branch reads from outside is handed on at each `If` on the way in every run, whether the branch runs or not, and
-kernels that arrange their weights once, as convolutions of codes do, only do so for weights of their own graph. Of the
-weights of branches that do not run no more is read than before.
+kernels that arrange their weights once, as convolutions of codes do, only do so for weights of their own graph.
+Weights of branches that do not run stay on the disk, as before.
 """
 
 from __future__ import annotations
