@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from builder.elastify.folded import folded_copy
 from builder.elastify.nodes import module_of, shape_of
+from builder.elastify.refit import node_values
 from builder.int8.layers import Layer, is_its_own, layer_of
 from builder.int8.modules import Coding, Decoded, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
 from builder.int8.ranges import Values, coding_of, stored_weights, weight_scale, whole_weights
@@ -60,7 +61,9 @@ def quantised(module: fx.GraphModule, inputs: Sequence[Tensor], *, stays: bool =
     codings = {node: coding_of(values) for node, values in seen.items()}
     codes: dict[fx.Node, fx.Node] = {}
     for layer in layers:
-        made, bias = _quantised(result, layer, codings, _sources(result, layer, inputs))
+        # Made anew for each layer, as all of them at once would take much memory.
+        sources = [node_values(result, batch)[layer.source] for batch in inputs]
+        made, bias = _quantised(result, layer, codings, sources)
         name = str(layer.conv.target)
         like = decoded.get_submodule(name)
         decoded.set_submodule(name, DecodedConv(made.weight, made.weight_scale, bias, like))
@@ -103,23 +106,6 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     """Whether two layers have the same values."""
     values, others = one.state_dict(), other.state_dict()
     return values.keys() == others.keys() and all(torch.equal(values[name], others[name]) for name in values)
-
-
-def _sources(module: fx.GraphModule, layer: Layer, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What enters a layer in float32; made anew for each layer, as all of them at once would take much memory."""
-    kept: list[Tensor] = []
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> object:
-            result = super().run_node(n)
-            if n is layer.source:
-                kept.append(result)
-            return result
-
-    with torch.no_grad():
-        for batch in inputs:
-            Recorder(module).run(batch)
-    return kept
 
 
 def _quantised(

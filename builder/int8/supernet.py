@@ -136,7 +136,7 @@ def _extended(
 def _extended_report(report: ElastifyReport, units: Sequence[Unit], chosen: Sequence[_Copy]) -> ElastifyReport:
     labels = {f"unit{index}": tuple(a.label for a in unit.alternatives[1:]) for index, unit in enumerate(units)}
     rows = tuple(dataclasses.replace(row, alternatives=labels.get(row.name, row.alternatives)) for row in report.units)
-    held = max(report.oracle_bytes, report.supernet_bytes + sum(copy.bytes for copy in chosen))
+    held = report.supernet_bytes + sum(copy.bytes for copy in chosen)
     ways = [1] * (len(units) + 1)
     for index in reversed(range(len(units))):
         ways[index] = sum(ways[index + alternative.span] for alternative in units[index].alternatives)

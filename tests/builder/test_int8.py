@@ -37,6 +37,7 @@ from edge_runtime.backends import (
     open_static,
 )
 from edge_runtime.backends.base import relative_difference
+from edge_runtime.backends.onnx.passes.names import graphs_of
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import UsageError
 from edge_runtime.seeds import covering_vectors
@@ -395,14 +396,6 @@ def test_between_the_blocked_layout_and_codes_there_is_one_conversion(tmp_path):
     assert encoders
     assert not [node for node in nodes if node.op_type == "Transpose"]
     assert {made_of[node.input[0]].op_type for node in encoders} == {"ReorderOutput"}
-
-
-def graphs_of(graph):
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from graphs_of(attribute.g)
 
 
 def test_a_subnet_to_take_away_has_no_weights_to_decode(finished):

@@ -70,10 +70,10 @@ def _row(architecture: Architecture, arguments: argparse.Namespace) -> dict[str,
         coded = with_int8(supernet, images, storage_ratio=ElasticOptions().storage_ratio)
         row["int8"] = {
             "seconds": round(time.perf_counter() - started, 2),
-            "storage_ratio": coded.report().storage_ratio,
+            "storage_ratio": round(coded.report().storage_ratio, 4),
+            "copies": sum(has_suffix(label) for group in coded.space.groups for label in group.labels),
+            **_onnx(coded, net, images[:2], arguments.seed),
         }
-        row["int8"] |= {"copies": sum(has_suffix(label) for group in coded.space.groups for label in group.labels)}
-        row["int8"] |= _onnx(coded, net, images[:2], arguments.seed)
     return row
 
 
@@ -142,7 +142,9 @@ def _line(row: dict[str, Any]) -> str:
     onnx = row.get("onnx", {})
     tail = onnx.get("error") or " ".join(f"{key} {onnx[key]:.1e}" for key in ONNX_FIGURES if onnx)
     if "int8" in row:
-        tail += f" 8 bits: {row['int8']}"
+        coded = row["int8"]
+        errors = coded.get("error") or " ".join(f"{key} {coded[key]:.1e}" for key in (*ONNX_FIGURES, "median_error"))
+        tail += f"; in 8 bits {coded['copies']} copies, {coded['storage_ratio']:.2f}x {errors}"
     return (
         f"{row['name']:24s} diff {row['default_difference']:g} {row['units']:3d} units "
         f"({row['units_with_two_narrow']} narrow, {row['skips']} skip, {row['windows']} windows) {shares} "

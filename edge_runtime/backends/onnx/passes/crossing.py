@@ -242,7 +242,8 @@ class _Rewriter:
             channels = shape[1] if shape is not None and len(shape) == 4 else None
             if isinstance(channels, int) and not channels % _CHANNELS:
                 self._report.transposed += 1
-                scope.define(node.output[0], Value(plain=node.input[0], channels=channels))
+                source = self._as(scope, node.input[0], blocked=False)
+                scope.define(node.output[0], Value(plain=source, channels=channels))
                 self._codes.taken_over.add(node.output[0])
                 return True
         if self._codes.decoding.get(node.name) in self._codes.taken_over:
