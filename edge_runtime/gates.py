@@ -28,7 +28,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 from edge_runtime.errors import GateError
 
-__all__ = ["GateGroup", "GateKind", "GateSpace", "GateValue", "Gates"]
+__all__ = ["IN_8_BITS", "GateGroup", "GateKind", "GateSpace", "GateValue", "Gates", "is_in_8_bits"]
 
 GateKind = Literal["choice", "subset", "experts"]
 GateValue: TypeAlias = int | tuple[int, ...]
@@ -37,6 +37,14 @@ KINDS: tuple[GateKind, ...] = ("choice", "subset", "experts")
 MAX_GROUPS = 4096
 MAX_GROUP_SIZE = 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/+@=-]{0,99}")
+
+IN_8_BITS = "int8"
+"""Behind the label of what an alternative in 8 bits is a copy of; alone for a copy of the original."""
+
+
+def is_in_8_bits(label: str) -> bool:
+    """Whether a label is that of an alternative in 8 bits, as the builder names these; the graph alone is sure."""
+    return label.rpartition("-")[2] == IN_8_BITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Sees no clock, no file and no device.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 
 from edge_runtime.additive import AdditiveCost, Plan, infeasible
 from edge_runtime.checks import positive, whole
@@ -58,13 +58,20 @@ def near_budget_seeds(
     return list(found)[:count]
 
 
-def covering_vectors(space: GateSpace) -> list[Gates]:
+def covering_vectors(space: GateSpace, *, but: Callable[[str], bool] | None = None) -> list[Gates]:
     """Few vectors in which every value of every choice appears; other groups stay at their default.
 
     Vector j prefers alternative (i + j) mod n in group i (a Latin square), so that an alternative meets changing
     neighbours; a merged alternative and the units that it replaces take turns.
+
+    Args:
+        space: What is covered.
+        but: Whether alternatives of a label are left out; the original never is.
     """
-    missing = {(i, a) for i, group in enumerate(space.groups) if group.kind == "choice" for a in range(group.size)}
+    covered = [
+        [a for a, label in enumerate(group.labels) if not a or but is None or not but(label)] for group in space.groups
+    ]
+    missing = {(i, a) for i, group in enumerate(space.groups) if group.kind == "choice" for a in covered[i]}
     vectors: list[Gates] = []
     while missing or not vectors:
         values: list[GateValue] = []
@@ -73,7 +80,8 @@ def covering_vectors(space: GateSpace) -> list[Gates]:
             if group.kind != "choice":
                 values.append(group.default)
                 continue
-            turn = [(index + len(vectors) + step) % group.size for step in range(group.size)]
+            own = covered[index]
+            turn = [own[(index + len(vectors) + step) % len(own)] for step in range(len(own))]
             value = next((v for v in turn if (index, v) in missing), turn[0])
             missing.discard((index, value))
             values += [value, *((0,) * (group.spans[value] - 1))]

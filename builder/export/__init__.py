@@ -6,11 +6,10 @@ plain one; `parity` compares with torch through the runtime's own backend; `pack
 
 from builder.export.gated import GatedGraph, gated_graph
 from builder.export.pack import BundleInfo, pack
-from builder.export.parity import CODED_TOLERANCE, ParityReport, check_parity, is_coded
+from builder.export.parity import ParityReport, check_parity, is_coded
 from builder.export.static import static_graph, static_model
 
 __all__ = [
-    "CODED_TOLERANCE",
     "BundleInfo",
     "GatedGraph",
     "ParityReport",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -12,21 +13,18 @@ from torch.utils._pytree import tree_leaves
 from builder.elastify.supernet import Supernet
 from builder.elastify.trace import Inputs
 from builder.errors import BuildError
+from builder.export.codes import check_codes
 from builder.export.names import graph_inputs, graph_outputs
 from builder.int8.modules import QuantizedConv
-from edge_runtime.backends import Session, SessionOptions, open_session
+from edge_runtime.backends import CODES_TOLERANCE, Session, SessionOptions, open_session
+from edge_runtime.backends.base import relative_difference
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
 
-__all__ = ["CODED_TOLERANCE", "ParityReport", "check_parity", "is_coded"]
+__all__ = ["ParityReport", "check_parity", "is_coded"]
 
 ORACLE_TOLERANCE = 1e-4
 ALTERNATIVE_TOLERANCE = 1e-3
-
-CODED_TOLERANCE = 0.1
-"""Of a subnet that computes in 8 bits: torch and onnxruntime add float32 in another order, so that now and then a value
-becomes another code, which makes 1 to 3 %; wrong weights make 100. That layers give the same codes for the same input
-is tested for each of their forms."""
 
 BATCH = 32
 
@@ -36,10 +34,10 @@ class ParityReport:
     """How far the exported graph is from torch."""
 
     oracle_error: float
-    """Largest difference of outputs between the default gates and the oracle, relative to the largest output."""
+    """Largest `relative_difference` of an output between the default gates and the oracle."""
 
     alternative_error: float
-    """Largest difference of outputs over all other vectors that compute in float32, relative to the largest output."""
+    """The same over all other vectors that compute in float32, against the torch supernet."""
 
     coded_error: float
     """The same over those that compute in 8 bits; 0 without any."""
@@ -61,8 +59,10 @@ def check_parity(supernet: Supernet, oracle: nn.Module, bundle: Bundle, images: 
         images: preprocessed images [N, C, H, W], 256 of them where there are as many; or all inputs in order.
 
     Raises:
-        BuildError: a difference is not finite, or above its tolerance (1e-4 for the oracle, 1e-3 for the others).
+        BuildError: a difference is not finite, or above its tolerance (1e-4 for the oracle, 1e-3 for the others and,
+            where they compute in 8 bits, what other codes make: there the layers' own numbers are compared too).
     """
+    check_codes(supernet, bundle)
     session = open_session(bundle, SessionOptions(threads=torch.get_num_threads()))
     oracle = oracle.eval()
     default = supernet.space.default
@@ -79,7 +79,7 @@ def check_parity(supernet: Supernet, oracle: nn.Module, bundle: Bundle, images: 
     # NaN if one of them is
     oracle_error, worst, worst_coded = (torch.tensor(errors).max().item() for errors in (of_oracle, others, coded))
     report = ParityReport(oracle_error, worst, worst_coded, len(given[0]), len(others) + len(coded) - 2)
-    within = worst <= ALTERNATIVE_TOLERANCE and worst_coded <= CODED_TOLERANCE
+    within = worst <= ALTERNATIVE_TOLERANCE and worst_coded <= CODES_TOLERANCE
     if not (oracle_error <= ORACLE_TOLERANCE and within):
         raise BuildError(f"the exported graph differs from torch: {report}", hint="report this network")
     return report
@@ -110,13 +110,11 @@ class _Runner:
         self._inputs, self._outputs = graph_inputs(supernet.program), graph_outputs(supernet.program)
 
     def difference(self, inputs: Sequence[Tensor], gates: Gates, wanted: Sequence[Tensor]) -> float:
-        """Largest difference over all outputs, relative to the largest magnitude (1 at least); NaN where one is."""
+        """Largest difference of an output, relative to its own largest magnitude; not finite where one is not."""
         fed = {name: value.numpy() for name, value in zip(self._inputs, inputs, strict=True)}
         found = self._session.run(fed, gates)
         pairs = zip(self._outputs, wanted, strict=True)
-        errors = [(torch.from_numpy(found[name]) - value).abs().max() for name, value in pairs]
-        largest = max(1.0, *(value.abs().max().item() for value in wanted))
-        return torch.stack(errors).max().item() / largest
+        return float(np.max([relative_difference(value.numpy(), found[name]) for name, value in pairs]))
 
 
 def tensors_of(outputs: object) -> list[Tensor]:

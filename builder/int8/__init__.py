@@ -2,7 +2,7 @@
 
 from builder.int8.modules import Coding, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
 from builder.int8.quantise import Quantised, quantised
-from builder.int8.supernet import has_suffix, with_int8
+from builder.int8.supernet import with_int8
 
 __all__ = [
     "Coding",
@@ -12,7 +12,6 @@ __all__ = [
     "Quantised",
     "Quantize",
     "QuantizedConv",
-    "has_suffix",
     "quantised",
     "with_int8",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from builder.elastify.folded import folded_copy
-from builder.elastify.nodes import module_of, shape_of
+from builder.elastify.nodes import module_of, pair, shape_of
 from builder.elastify.refit import node_values
 from builder.int8.layers import Layer, is_its_own, layer_of
 from builder.int8.modules import Coding, Decoded, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
@@ -138,9 +138,9 @@ def _quantised(
         units.to(torch.int32),
         taken=taken,
         given=given,
-        stride=conv.stride,
+        stride=pair(conv.stride),
         pads=layer.pads,
-        dilation=conv.dilation,
+        dilation=pair(conv.dilation),
         groups=conv.groups,
     )
     return made, bias

@@ -19,18 +19,11 @@ from builder.elastify.supernet import Alternative, Unit
 from builder.elastify.trace import Inputs
 from builder.int8.quantise import Quantised, quantised
 from edge_runtime.errors import UsageError
+from edge_runtime.gates import IN_8_BITS, is_in_8_bits
 
-__all__ = ["has_suffix", "with_int8"]
-
-_SUFFIX = "int8"
-"""Behind the label of what an alternative in 8 bits is a copy of; alone for a copy of the original."""
+__all__ = ["with_int8"]
 
 _BATCH = 32
-
-
-def has_suffix(label: str) -> bool:
-    """Whether a label is that of an alternative in 8 bits."""
-    return label.rpartition("-")[2] == _SUFFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,7 @@ def with_int8(supernet: Supernet, images: Inputs, *, storage_ratio: float) -> Su
     Raises:
         UsageError: it has alternatives in 8 bits already.
     """
-    if any(has_suffix(label) for group in supernet.space.groups for label in group.labels):
+    if any(is_in_8_bits(label) for group in supernet.space.groups for label in group.labels):
         raise UsageError("the supernet has alternatives in 8 bits already", hint="give the one that was trained")
     supernet.eval()
     copies = _copies(supernet, _entries(supernet, images))
@@ -127,7 +120,7 @@ def _extended(
         if value:
             modules.append(own[value].made.decoded if value in own else bodies[value - 1])
         if value in own and own[value].made.coded is not None:
-            label = f"{alternative.label}-{_SUFFIX}" if value else _SUFFIX
+            label = f"{alternative.label}-{IN_8_BITS}" if value else IN_8_BITS
             alternatives.append(dataclasses.replace(alternative, label=label))
             modules.append(own[value].made.coded)
     return alternatives, modules

@@ -134,8 +134,9 @@ class Project:
     @cached_property
     def supernet(self) -> Supernet:
         """The untrained supernet; the same every time."""
-        images = spread(self.data.train, FIT_IMAGES)
-        return make_supernet(self.oracle, images, self.settings.elastic_options(), self.settings.seed, self.log)
+        return make_supernet(
+            self.oracle, self.fit_images, self.settings.elastic_options(), self.settings.seed, self.log
+        )
 
     @cached_property
     def held_out(self) -> Tensor:
@@ -184,10 +185,14 @@ class Project:
         return self.supernet.eval()
 
     @cached_property
+    def fit_images(self) -> Tensor:
+        """Images that training sees, as the network takes them: what is made in closed form is fitted to them."""
+        return spread(self.data.train, FIT_IMAGES)
+
+    @cached_property
     def finished(self) -> Supernet:
         """The trained supernet with alternatives in 8 bits. Raises `StateError` where it has not been trained."""
-        images = spread(self.data.train, FIT_IMAGES)
-        return finished(self.trained(), images, self.settings.storage_ratio, self.log)
+        return finished(self.trained(), self.fit_images, self.settings.storage_ratio, self.log)
 
     def prior(self, supernet: Supernet, compute: Compute | None = None) -> tuple[tuple[float, ...], ...]:
         """What each alternative of a trained supernet costs in quality, on held-out images."""

@@ -1,12 +1,15 @@
-"""The five commands of a project. Each gives the lines to print, and does nothing twice."""
+"""The five commands of a project. Each gives the lines to print; none trains, exports or checks a second time."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from builder.data import Source, source_of
 from builder.elastify import ElastifyReport, NothingElasticError, Supernet
@@ -14,7 +17,6 @@ from builder.export import check_parity, static_model
 from builder.export import pack as pack_supernet
 from builder.files import write_atomically
 from builder.fit import accuracy
-from builder.int8 import has_suffix
 from builder.project.latency import keep_latency, latency_name, read_latency
 from builder.project.plan import AUGMENTATIONS, TrainSettings, kept_training, new_training, stage_configs
 from builder.project.project import Project
@@ -24,11 +26,15 @@ from builder.training import Compute
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.bundle import Bundle, write_bundle
 from edge_runtime.errors import BundleError, StateError
+from edge_runtime.gates import is_in_8_bits
 
 __all__ = ["check", "elastify", "export", "pack", "report_lines", "train"]
 
 EXPORT = "export"
 """Folder in the work folder with model.onnx, weights.bin and manifest.json: a bundle that is not packed yet."""
+
+CHECKED, FITTED = "check.json", "export.json"
+"""Which export was checked; to which images the last one was fitted."""
 
 
 def elastify(project: Project, *, report: str | None = None) -> list[str]:
@@ -126,7 +132,8 @@ def export(project: Project, name: str | None = None, *, int8: bool = True) -> l
         oracle = static_model(project.oracle, project.held_out[:2])
         write_atomically(work / "oracle.onnx", oracle)
         figures |= {"digest": bundle.digest, "bytes": len(bundle.model_bytes) + len(bundle.weights)}
-    (work / "check.json").unlink(missing_ok=True)
+    (work / CHECKED).unlink(missing_ok=True)
+    write_atomically(work / FITTED, json.dumps({"images": _digest(project.fit_images)}).encode())
     graph_mib, weights_mib = len(bundle.model_bytes) / 2**20, len(bundle.weights) / 2**20
     alternatives, report = sum(group.size - 1 for group in supernet.space.groups), supernet.report()
     return [
@@ -139,7 +146,7 @@ def export(project: Project, name: str | None = None, *, int8: bool = True) -> l
 
 
 def _in_8_bits(supernet: Supernet) -> str:
-    count = sum(has_suffix(label) for group in supernet.space.groups for label in group.labels)
+    count = sum(is_in_8_bits(label) for group in supernet.space.groups for label in group.labels)
     return f", {count} of them in 8 bits" if count else ""
 
 
@@ -150,10 +157,10 @@ def check(project: Project) -> list[str]:
         report = check_parity(_supernet_of(project, bundle), project.oracle, bundle, project.held_out)
         figures |= dataclasses.asdict(report)
     body = {"digest": bundle.digest} | dataclasses.asdict(report)
-    write_atomically(project.work / "check.json", json.dumps(body, indent=1).encode())
+    write_atomically(project.work / CHECKED, json.dumps(body, indent=1).encode())
     lines = [
         f"the default gates are the network: largest difference {report.oracle_error:.1e} over {report.images} images",
-        f"every alternative is the trained one, in {report.vectors} gate vectors: largest relative difference "
+        f"every alternative is what torch makes of it, in {report.vectors} gate vectors: largest relative difference "
         f"{report.alternative_error:.1e}",
     ]
     if report.coded_error:
@@ -162,8 +169,14 @@ def check(project: Project) -> list[str]:
 
 
 def _supernet_of(project: Project, bundle: Bundle) -> Supernet:
-    """What was exported: the supernet as it was trained, or with what is in 8 bits."""
-    supernet = project.finished if b"DequantizeLinear" in bundle.model_bytes else project.trained()
+    """What was exported: the supernet as it was trained, or with what is in 8 bits, which is made anew."""
+    in_8_bits = b"DequantizeLinear" in bundle.model_bytes
+    if in_8_bits and _kept(project.work / FITTED, "images") not in (None, _digest(project.fit_images)):
+        raise StateError(
+            f"the images in {project.settings.data} are not those that the export was fitted to",
+            hint=f"export it again: nnf-build export --work {project.work}",
+        )
+    supernet = project.finished if in_8_bits else project.trained()
     if supernet.space != bundle.manifest.space:
         raise StateError(
             f"the export in {project.work} is of another version",
@@ -191,7 +204,16 @@ def _exported(work: Path) -> Bundle:
 
 
 def _is_checked(work: Path, bundle: Bundle) -> bool:
+    return _kept(work / CHECKED, "digest") == bundle.digest
+
+
+def _kept(path: Path, entry: str) -> str | None:
+    """An entry of a JSON file; None where it is missing or damaged."""
     try:
-        return bool(json.loads((work / "check.json").read_text(encoding="utf-8"))["digest"] == bundle.digest)
+        return str(json.loads(path.read_text(encoding="utf-8"))[entry])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
+
+
+def _digest(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()

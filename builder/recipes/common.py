@@ -1,8 +1,9 @@
 """The part that all recipes and `builder.project` share: from a trained oracle to a packed, verified bundle.
 
-The steps are resumable. Each keeps its result in the work folder and is skipped when it is done: `settings.json` (what
-the folder is for), `local.pt` and `paths.pt` (training), `prior.json`, then the bundle. `log.jsonl` tells how long each
-took and what came out. A folder that was begun with other settings is refused, never mixed.
+The steps are resumable. Those that take long keep their results in the work folder and are skipped when they are done:
+`settings.json` (what the folder is for), `local.pt` and `paths.pt` (training), `prior.json`, then the bundle. The
+alternatives in 8 bits are made anew each time, in seconds. `log.jsonl` tells how long each step took and what came out.
+A folder that was begun with other settings is refused, never mixed.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.backends.base import (
+    CODES_TOLERANCE,
     Array,
     DamagedError,
     KernelProfile,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edge_runtime.backends.onnx.static import StaticSession
 
 __all__ = [
+    "CODES_TOLERANCE",
     "Array",
     "DamagedError",
     "KernelProfile",

@@ -411,6 +411,21 @@ def test_an_export_with_and_without_8_bits_is_checked_as_what_it_is(place, capsy
     assert any("int8" in label for group in coded.manifest.space.groups for label in group.labels)
 
 
+def test_an_export_in_8_bits_is_checked_with_the_images_it_was_fitted_to(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("export")
+    kept = dict(np.load(place / "d.npz"))
+    np.savez(place / "d.npz", images=255 - kept["images"], labels=kept["labels"])
+    for verb in ("check", "pack"):
+        build(verb, code=74)
+        said = capsys.readouterr().err
+        assert "fitted to" in said
+        assert "export it again" in said
+    build("export")
+    build("pack")
+
+
 def test_an_export_of_another_version_is_to_be_made_again(place, capsys):
     build(*BEGIN)
     build("train", "--epochs", "1")

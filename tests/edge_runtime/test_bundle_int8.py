@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edge_runtime.backends import check_graph
-from edge_runtime.backends.onnx.quantised import QUANTISED_RULES, computes_in_8_bits, largest_difference
+from edge_runtime.backends.onnx.quantised import QUANTISED_RULES, computes_in_8_bits, tolerance_of
 from edge_runtime.backends.onnx.values import Value
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BundleError
@@ -120,6 +120,11 @@ def test_a_weight_that_is_stored_in_8_bits_serves_as_a_weight(tiny: Bundle) -> N
             ],
         ),
         ("not float32", [("DequantizeLinear", [WEIGHT, WEIGHT_SCALE], AXIS), ("Relu", ["v0"], {})]),
+        *(
+            ("stored in 8 bits", [("DequantizeLinear", COLUMNS, AXIS), (operator, inputs, {})])
+            for operator in ("Add", "Sub", "Mul", "Div")
+            for inputs in (["v0", IMAGE], [IMAGE, "v0"], ["v0", "v0"])
+        ),
         ("scale of the weight", [("DequantizeLinear", [WEIGHT, np.ones(3, np.float32)], {"axis": 0})]),
         ("'axis' has the value", [("DequantizeLinear", [WEIGHT, WEIGHT_SCALE], {"axis": 2})]),
         ("not codes", [CODE, ("QLinearConv", convolution(codes=IMAGE), PADS)]),
@@ -148,10 +153,10 @@ def test_a_hostile_one_is_refused_with_the_reason(tiny: Bundle, says: str, nodes
 def test_only_subnets_in_8_bits_may_differ_by_more_than_rounding() -> None:
     graph = tiny_parts().model.graph
     assert not computes_in_8_bits(graph)
-    assert largest_difference(graph, 1e-4) == 1e-4
+    assert tolerance_of(graph, 1e-4) == 1e-4
     graph.node.append(helper.make_node("QLinearConv", [], ["y"]))
     assert computes_in_8_bits(graph)
-    assert 1e-4 < largest_difference(graph, 1e-4) <= 0.1
+    assert 1e-4 < tolerance_of(graph, 1e-4) <= 0.1
 
 
 def test_a_convolution_of_codes_is_charged_as_any_other() -> None:

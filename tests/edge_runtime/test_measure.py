@@ -20,7 +20,7 @@ from edge_runtime.backends.base import random_inputs
 from edge_runtime.backends.fake import FakeSession
 from edge_runtime.bundle import Bundle, TensorSpec
 from edge_runtime.errors import BackendError, UsageError
-from edge_runtime.gates import GateGroup, Gates, GateSpace
+from edge_runtime.gates import GateGroup, Gates, GateSpace, is_in_8_bits
 from edge_runtime.measure import (
     Candidate,
     Drift,
@@ -164,6 +164,15 @@ def test_covering_vectors_show_every_alternative_in_few_vectors(counts: list[int
     assert len(vectors) == max(counts)
     assert {(i, v) for gates in vectors for i, v in enumerate(gates.values)} == {
         (i, k) for i, n in enumerate(counts) for k in range(n)
+    }
+
+
+def test_covering_vectors_without_some_show_all_others() -> None:
+    labels = ("original", "int8", "half", "half-int8")
+    space = GateSpace(tuple(GateGroup(f"g{i}", "choice", labels[: 4 - i % 3]) for i in range(5)))
+    vectors = covering_vectors(space, but=is_in_8_bits)
+    assert {(i, v) for gates in vectors for i, v in enumerate(gates.values)} == {
+        (i, k) for i, group in enumerate(space.groups) for k in (0, 2) if k < group.size
     }
 
 

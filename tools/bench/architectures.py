@@ -30,10 +30,11 @@ from zoo import ARCHITECTURES, Architecture
 
 from builder.elastify import ElasticOptions, Supernet, elastify
 from builder.export import BundleInfo, pack
-from builder.int8 import has_suffix, with_int8
+from builder.int8 import with_int8
 from edge_runtime.backends import open_session
 from edge_runtime.bundle import Preprocessing, Provenance
 from edge_runtime.errors import EdgeError
+from edge_runtime.gates import is_in_8_bits
 
 FIT_IMAGES = 4
 VECTORS = 10
@@ -71,7 +72,7 @@ def _row(architecture: Architecture, arguments: argparse.Namespace) -> dict[str,
         row["int8"] = {
             "seconds": round(time.perf_counter() - started, 2),
             "storage_ratio": round(coded.report().storage_ratio, 4),
-            "copies": sum(has_suffix(label) for group in coded.space.groups for label in group.labels),
+            "copies": sum(is_in_8_bits(label) for group in coded.space.groups for label in group.labels),
             **_onnx(coded, net, images[:2], arguments.seed),
         }
     return row

@@ -26,14 +26,14 @@ from builder.distill import measure_prior
 from builder.elastify import ElasticOptions, Supernet
 from builder.elastify.cost import storage_bytes
 from builder.errors import BuildError
-from builder.export import CODED_TOLERANCE, BundleInfo, is_coded, pack, static_model
+from builder.export import BundleInfo, is_coded, pack, static_model
 from builder.files import write_atomically
 from builder.recipes.common import CHECK_IMAGES, FIT_IMAGES, Request, finished, make_supernet, provenance, spread
 from builder.runlog import RunLog
-from edge_runtime.backends import Session, SessionOptions, open_session, open_static
+from edge_runtime.backends import CODES_TOLERANCE, Session, SessionOptions, open_session, open_static
 from edge_runtime.backends.base import relative_difference
 from edge_runtime.bundle import Bundle
-from edge_runtime.gates import GateGroup, GateSpace
+from edge_runtime.gates import GateGroup, GateSpace, is_in_8_bits
 from edge_runtime.measure import Candidate, measure_candidates, random_inputs
 from edge_runtime.seeds import covering_vectors
 
@@ -253,11 +253,12 @@ class _Run:
 def _parity(supernet: Supernet, bundle: Bundle, images: Tensor) -> float:
     """The largest difference of the bundle's logits from torch, relative; over vectors that have every alternative.
 
-    Vectors that compute in 8 bits have a limit of their own, `CODED_TOLERANCE`, and are not in it.
+    Vectors that compute in 8 bits have a limit of their own, `CODES_TOLERANCE`, and are not in it.
     """
     session, worst, worst_coded = open_session(bundle), 0.0, 0.0
     name = session.inputs[0].name
-    for gates in (supernet.space.default, *covering_vectors(supernet.space)):
+    covering = [*covering_vectors(supernet.space), *covering_vectors(supernet.space, but=is_in_8_bits)]
+    for gates in (supernet.space.default, *covering):
         with torch.no_grad():
             wanted = supernet(images, gates).numpy()
         found = next(iter(session.run({name: images.contiguous().numpy()}, gates).values()))
@@ -267,7 +268,7 @@ def _parity(supernet: Supernet, bundle: Bundle, images: Tensor) -> float:
         else:
             worst = max(worst, difference)
     session.close()
-    if worst > PARITY_TOLERANCE or worst_coded > CODED_TOLERANCE:
+    if worst > PARITY_TOLERANCE or worst_coded > CODES_TOLERANCE:
         worst = max(worst, worst_coded)
         raise BuildError(f"the bundle differs from torch by {worst:.1e} of the largest logit", hint="report this")
     return worst

@@ -32,7 +32,7 @@ from edge_runtime.measure import machine_lock
 
 __all__ = ["Followed", "Reference", "Stage", "alone", "pace", "settled_steps", "spending", "spent_seconds"]
 
-PROBES_PER_MINUTE, LEAST_PROBES = 2, 4
+PROBES_PER_MINUTE, LEAST_PROBES = 6, 4
 """Steps by which a stage is timed: random paths differ, so the more minutes depend on it, the more of them."""
 
 REFERENCE_RUNS = 20

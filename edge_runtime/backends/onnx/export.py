@@ -17,7 +17,7 @@ from edge_runtime.backends.base import Array, SessionOptions, random_inputs, rel
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.modules import read_tensor
 from edge_runtime.backends.onnx.passes import inline_gates
-from edge_runtime.backends.onnx.quantised import largest_difference
+from edge_runtime.backends.onnx.quantised import tolerance_of
 from edge_runtime.backends.onnx.session import foreign_errors, open_portable
 from edge_runtime.backends.onnx.static import open_static
 from edge_runtime.bundle import Bundle
@@ -54,7 +54,7 @@ def export_subnet(bundle: Bundle, gates: Gates) -> bytes:
     with foreign_errors("the exported graph is not valid ONNX"):
         onnx.checker.check_model(static, full_check=True)
     data = bytes(static.SerializeToString(deterministic=True))
-    _compare(bundle, gates, data, largest_difference(static.graph, TOLERANCE))
+    _compare(bundle, gates, data, tolerance_of(static.graph, TOLERANCE))
     return data
 
 

@@ -39,11 +39,11 @@ from edge_runtime.backends.onnx.passes import (
     value_shapes,
 )
 from edge_runtime.backends.onnx.prepared import PORTABLE, SKELETON, TENSORS, PreparedGraph
-from edge_runtime.backends.onnx.quantised import largest_difference
+from edge_runtime.backends.onnx.quantised import tolerance_of
 from edge_runtime.backends.onnx.session import WEIGHTS_FILE, create_dump, create_native, foreign_errors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, EdgeError
-from edge_runtime.gates import Gates, GateSpace
+from edge_runtime.gates import Gates, GateSpace, is_in_8_bits
 from edge_runtime.seeds import covering_vectors, random_gates
 
 __all__ = [
@@ -95,10 +95,15 @@ class _Attempt:
     """What it is fed."""
 
     def vectors(self) -> list[Gates]:
-        """Every alternative at least once, every module alone in its layer, and some random subnets."""
+        """Every alternative at least once, every module alone in its layer, and some random subnets.
+
+        Those in float32 among themselves too: beside one in 8 bits, whose outputs may differ more, nothing would be
+        seen of them.
+        """
         space, rng = self.bundle.manifest.space, random.Random(self.seed)
+        covering = [*covering_vectors(space), *covering_vectors(space, but=is_in_8_bits)]
         drawn = (random_gates(space, rng) for _ in range(RANDOM_VECTORS))
-        return [space.default, *covering_vectors(space), *_lone_modules(space), *drawn]
+        return list(dict.fromkeys([space.default, *covering, *_lone_modules(space), *drawn]))
 
 
 def _lone_modules(space: GateSpace) -> Iterator[Gates]:
@@ -215,7 +220,7 @@ def _tolerance(portable: Any, gate_input: str, weights: bytes, gates: Gates) -> 
     """Of the outputs of one subnet."""
     settled = {gate_input: np.array(gates.vector(), np.int64)}
     subnet = inline_gates(portable, settled, read=partial(read_tensor, weights=weights))
-    return largest_difference(subnet.graph, TOLERANCE)
+    return tolerance_of(subnet.graph, TOLERANCE)
 
 
 def _specialised_gain(attempt: _Attempt) -> float:

@@ -10,16 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_runtime.backends.base import CODES_TOLERANCE
 from edge_runtime.backends.onnx.operands import activation, stored
 from edge_runtime.backends.onnx.spatial import CONV, conv_work, convolution_shape
 from edge_runtime.backends.onnx.values import Attribute, Rule, Value
 from edge_runtime.errors import BundleError
 
-__all__ = ["QUANTISED_RULES", "computes_in_8_bits", "largest_difference"]
-
-CODES_TOLERANCE = 0.1
-"""Largest difference of outputs where a graph computes in 8 bits, relative to their largest magnitude. Sums of float32
-in another order bring values over the edge between two codes: 1 to 3 % were seen, with wrong weights 100."""
+__all__ = ["QUANTISED_RULES", "computes_in_8_bits", "tolerance_of"]
 
 
 def _quantize(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
@@ -86,6 +83,6 @@ def computes_in_8_bits(graph: Any) -> bool:
     return any(node.op_type == "QLinearConv" for node in graph.node)
 
 
-def largest_difference(graph: Any, usual: float) -> float:
+def tolerance_of(graph: Any, usual: float) -> float:
     """How far two forms of a graph without branches may be apart: as `usual`, or by what other codes make."""
     return max(usual, CODES_TOLERANCE) if computes_in_8_bits(graph) else usual

@@ -51,6 +51,8 @@ def _broadcast(_: Mapping[str, Any], x: Sequence[Value | None]) -> Value:
     left, right = x
     if left is None or right is None or left.dtype != "float32" or right.dtype != "float32":
         raise BundleError("the inputs are not float32")
+    if left.decoded or right.decoded:
+        raise BundleError("a weight that is stored in 8 bits is an input")
     rank = max(len(left.shape), len(right.shape))
     pairs = zip(*((1,) * (rank - len(v.shape)) + v.shape for v in (left, right)), strict=True)
     shape: list[int | None] = []

@@ -52,9 +52,6 @@ class CrossingReport:
     folded: int = 0
     """Adds, Relus and Clips that became part of a convolution."""
 
-    transposed: int = 0
-    """Transposes of codes that became part of a conversion."""
-
 
 def keep_blocked(model: Any, shapes: Mapping[str, Shape]) -> CrossingReport:
     """Rewrite a dumped ModelProto with unique value names in place; without blocked operators nothing changes.
@@ -232,7 +229,6 @@ class _Rewriter:
             self._emit(node, [made, *node.input[1:]], scope)
             return True
         if node.op_type == "Transpose" and node.output[0] in self._codes.taken_over:
-            self._report.transposed += 1
             return True
         return self._decoded(node, scope)
 
@@ -241,16 +237,15 @@ class _Rewriter:
             shape = self._shapes.get(node.output[0])
             channels = shape[1] if shape is not None and len(shape) == 4 else None
             if isinstance(channels, int) and not channels % _CHANNELS:
-                self._report.transposed += 1
                 source = self._as(scope, node.input[0], blocked=False)
-                scope.define(node.output[0], Value(plain=source, channels=channels))
+                scope.define(node.output[0], Value(last=source, channels=channels))
                 self._codes.taken_over.add(node.output[0])
                 return True
         if self._codes.decoding.get(node.name) in self._codes.taken_over:
             value = scope.find(node.input[0])
             name = node.output[0]
             node.output[0] = f"{name}~last"
-            self._emit(node, [str(value.plain), *node.input[1:]], scope)
+            self._emit(node, [str(value.last), *node.input[1:]], scope)
             scope.define(name, Value(last=node.output[0], channels=value.channels))
             return True
         return False
