@@ -19,6 +19,7 @@ from edge_runtime.errors import UsageError
 __all__ = ["Coding", "Decoded", "DecodedConv", "DecodedLinear", "Dequantize", "Quantize", "QuantizedConv"]
 
 LARGEST_CODE, LARGEST_WEIGHT = 255, 63
+_SCALE_DIGITS = 12
 _EXACT_BELOW = 2**24
 """Whole numbers up to here are exact in float32, and so are their sums in any order."""
 
@@ -39,10 +40,15 @@ class Coding:
 
     @classmethod
     def of_range(cls, low: float, high: float) -> Coding:
-        """The one that spans a range of values; 0 is always in it."""
+        """One that spans a range of values; 0 is always in it.
+
+        Its scale is rounded up to 12 binary digits, so that a value that two units know gets one coding in both, though
+        its sums were made in another order.
+        """
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = torch.tensor(max((high - low) / LARGEST_CODE, 1e-12), dtype=torch.float32)
-        return cls(scale.item(), min(LARGEST_CODE, max(0, round(-low / scale.item()))))
+        digits, power = math.frexp(max((high - low) / LARGEST_CODE, 1e-12))
+        scale = math.ldexp(math.ceil(digits * 2**_SCALE_DIGITS) / 2**_SCALE_DIGITS, power)
+        return cls(scale, min(LARGEST_CODE, max(0, round(-low / scale))))
 
     def codes(self, values: Tensor) -> Tensor:
         """Values, rounded half to even; what lies outside the range becomes its end."""

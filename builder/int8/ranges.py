@@ -24,7 +24,6 @@ class Values(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, nodes: set[fx.Node]) -> None:
         super().__init__(module)
         self._nodes, self._found = nodes, dict[fx.Node, list[Tensor]]()
-        self._random = torch.Generator().manual_seed(0)
 
     def of(self, inputs: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
         """Up to `SAMPLES` values of each batch at random places, with its least and largest."""
@@ -37,10 +36,15 @@ class Values(fx.Interpreter):
         """As the base class."""
         result = super().run_node(n)
         if n in self._nodes and isinstance(result, Tensor):
-            flat = result.flatten()
-            few = flat[torch.randint(len(flat), (SAMPLES,), generator=self._random)] if len(flat) > SAMPLES else flat
-            self._found.setdefault(n, []).append(torch.cat([few, flat.min()[None], flat.max()[None]]))
+            flat, parts = result.flatten(), self._found.setdefault(n, [])
+            few = flat[_places(len(flat), seed=len(parts))] if len(flat) > SAMPLES else flat
+            parts.append(torch.cat([few, flat.min()[None], flat.max()[None]]))
         return result
+
+
+def _places(count: int, *, seed: int) -> Tensor:
+    """The same places for a value of one unit as for the same value of the next one."""
+    return torch.randint(count, (SAMPLES,), generator=torch.Generator().manual_seed(seed))
 
 
 def coding_of(values: Tensor) -> Coding:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_quickest"]
 
-FORMAT = 5
+FORMAT = 6
 """Of the prepared folders; another one is made again."""
 
 RETRY_SECONDS = 600.0

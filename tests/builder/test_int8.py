@@ -1,7 +1,10 @@
 """Alternatives in 8 bits: layers that give onnxruntime's own codes, copies that keep the function, bundles."""
 
 import dataclasses
+import itertools
 import platform
+import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -39,10 +42,11 @@ from edge_runtime.backends import (
 from edge_runtime.backends.base import relative_difference
 from edge_runtime.backends.onnx.modules import read_tensor
 from edge_runtime.backends.onnx.passes.names import graphs_of
+from edge_runtime.backends.onnx.prepared import PreparedGraph
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import UsageError
 from edge_runtime.gates import is_in_8_bits
-from edge_runtime.seeds import covering_vectors
+from edge_runtime.seeds import covering_vectors, random_gates
 from tests.builder.lowered import exported, with_shapes
 from tests.builder.nets import BasicNet, BottleneckNet, DenseNet, FireNet, MixNet, PlainNet, images, made
 from tests.builder.test_export import INFO
@@ -416,6 +420,38 @@ def test_between_the_blocked_layout_and_codes_there_is_one_conversion(tmp_path):
     assert encoders
     assert not [node for node in nodes if node.op_type == "Transpose"]
     assert {made_of[node.input[0]].op_type for node in encoders} == {"ReorderOutput"}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the NCHWc layout exists on x86 only")
+@pytest.mark.parametrize("kind", [BottleneckNet, BasicNet, PlainNet])
+def test_between_units_in_8_bits_nothing_is_converted(kind, tmp_path):
+    """A subnet alone has the outputs of the gated graph all the same, whatever its units are."""
+    import onnx
+
+    supernet = with_int8(elastify(made(kind), images(32)), images(32), storage_ratio=3.0)
+    bundle = pack(supernet, measure_prior(supernet, images(16)), INFO, tmp_path / "net.nnf")
+    folder = tmp_path / "prepared"
+    folder.mkdir()
+    compile_bundle(bundle, SessionOptions(), folder, key="k")
+    prepared, space, x = PreparedGraph(folder, bundle.manifest, SessionOptions()), supernet.space, images(3, seed=9)
+    coded = space.gates([group.labels.index("int8") for group in space.groups])
+    kinds = Counter(node.op_type for node in onnx.load_from_string(prepared.subnet(coded)).graph.node)
+    assert kinds["ReorderInput"] <= 2  # behind the last unit, in front of the first, and of what is behind them
+    assert kinds["ReorderOutput"] <= 2
+    rng = random.Random(0)
+    for gates in (coded, *covering_vectors(space), *(random_gates(space, rng) for _ in range(20))):
+        inputs = {"image": x.numpy()}
+        wanted, found = prepared.gated.run(None, prepared.feeds(inputs, gates)), prepared.alone(gates).run(None, inputs)
+        assert relative_difference(wanted[0], found[0]) < 1e-5
+
+
+def test_what_is_between_two_units_has_one_coding():
+    supernet = with_int8(elastify(made(PlainNet), images(32)), images(32), storage_ratio=3.0)
+    pieces = [supernet.alternative(i, group.labels.index("int8")) for i, group in enumerate(supernet.space.groups)]
+    layers = [[layer for layer in piece.modules() if isinstance(layer, QuantizedConv)] for piece in pieces]
+    assert len(layers) > 1
+    for before, after in itertools.pairwise(layers):
+        assert before[-1].given == after[0].taken
 
 
 def test_a_subnet_to_take_away_has_no_weights_to_decode(finished):

@@ -130,7 +130,7 @@ class PreparedGraph:
 
     def subnet(self, gates: Gates, pause: Callable[[], None] | None = None) -> bytes:
         """The ModelProto that `alone` opens; most of its weights are in the folder."""
-        from edge_runtime.backends.onnx.passes import inline_gates
+        from edge_runtime.backends.onnx.passes import inline_gates, join_neighbours
 
         model, weights = self._read_model(), self._weights
         read = partial(read_tensor, weights=weights.mapped) if weights else None
@@ -138,6 +138,7 @@ class PreparedGraph:
         settled = {self._gate_input: np.array(gates.vector(), np.int64)}
         settled |= self._choice(gates, whole=False) if weights is None else {}
         inlined = inline_gates(model, settled, pause=pause, read=read)
+        join_neighbours(inlined.graph, pause)
         return bytes(inlined.SerializeToString())
 
     def _read_model(self) -> Any:

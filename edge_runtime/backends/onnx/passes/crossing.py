@@ -22,7 +22,7 @@ from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of, inte
 from edge_runtime.backends.onnx.passes.scope import Scope, Value
 from edge_runtime.errors import BackendError
 
-__all__ = ["NCHWC_DOMAIN", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
+__all__ = ["NCHWC_DOMAIN", "PLACELESS", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
 
 Shape: TypeAlias = tuple[int | str, ...]
 """Sizes of a tensor; a name where a size is free."""
@@ -35,7 +35,7 @@ _CHANNELS = 4
 _SUM_INPUT = 3
 """Position of the value that a blocked Conv adds to its result before its activation."""
 
-_PLACELESS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Identity"})
+PLACELESS = frozenset({"Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Identity"})
 """Operators that work on each element alone, by their first input."""
 
 
@@ -163,7 +163,7 @@ class _Rewriter:
         values = [each.find(branch.output[0].name) for each, branch in zip(inner, branches, strict=True)]
         shape = _dims(branches[0].output[0])
         channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) and not shape[1] % _CHANNELS else None
-        blocked = channels is not None and any(value.blocked for value in values)
+        blocked = channels is not None and any(value.blocked or value.last for value in values)
         for branch, each, value in zip(branches, inner, values, strict=True):
             known = replace(value, channels=channels) if blocked else value
             branch.output[0].name = self._deliver(each, known, None, blocked=blocked)
@@ -186,9 +186,12 @@ class _Rewriter:
             return False
         values = [scope.find(name) for name in node.input]
         shapes = [self._shapes.get(name) for name in node.input]
-        there = any(value.blocked for value in values) and all(value.blocked or value.last for value in values)
+        there = all(value.blocked or value.last for value in values)
         if not there or shapes[0] is None or shapes[0] != shapes[1]:
             return False
+        if not any(value.blocked for value in values):
+            self._emit_last(node, [str(value.last) for value in values], scope, values[0].channels)
+            return True
         names = [self._convert(scope, value, blocked=True) for value in values]
         channels = values[0].channels or values[1].channels
         for own, other in ((0, 1), (1, 0)):
@@ -204,8 +207,12 @@ class _Rewriter:
     def _placeless(self, node: Any, scope: Scope) -> bool:
         """An operator on single elements reads whichever layout there is."""
         value = scope.find(node.input[0]) if node.input else Value()
-        if node.op_type not in _PLACELESS or not value.blocked:
+        if node.op_type not in PLACELESS or not (value.blocked or value.last):
             return False
+        if not value.blocked:
+            others = [self._as(scope, name, blocked=False) for name in node.input[1:]]
+            self._emit_last(node, [str(value.last), *others], scope, value.channels)
+            return True
         if node.input[0] in self._blocked:
             self._blocked.update(node.output)
         producer, activation = self._foldable(node.input[0], value, scope), self._activations.of(node)
@@ -221,9 +228,9 @@ class _Rewriter:
         """Codes are made of a blocked value, and a blocked value of codes, without a plain one between."""
         if (output := self._codes.encoding.get(node.name)) is not None:
             value = scope.find(node.input[0])
-            if not value.blocked or value.channels is None:
+            if not (value.last or value.blocked) or value.channels is None:
                 return False
-            made = self._reorder(scope, "ReorderOutput", value.blocked, channels=value.channels)
+            made = value.last or self._reorder(scope, "ReorderOutput", str(value.blocked), channels=value.channels)
             self._codes.taken_over.add(output)
             node.output[0] = output
             self._emit(node, [made, *node.input[1:]], scope)
@@ -243,10 +250,7 @@ class _Rewriter:
                 return True
         if self._codes.decoding.get(node.name) in self._codes.taken_over:
             value = scope.find(node.input[0])
-            name = node.output[0]
-            node.output[0] = f"{name}~last"
-            self._emit(node, [str(value.last), *node.input[1:]], scope)
-            scope.define(name, Value(last=node.output[0], channels=value.channels))
+            self._emit_last(node, [str(value.last), *node.input[1:]], scope, value.channels)
             return True
         return False
 
@@ -300,6 +304,13 @@ class _Rewriter:
         for name in node.output:
             value = Value(blocked=name, channels=channels) if blocked else Value(plain=name, channels=channels)
             scope.define(name, value)
+
+    def _emit_last(self, node: Any, inputs: list[str], scope: Scope, channels: int | None) -> None:
+        """Keep a node that works with the channels last."""
+        name = node.output[0]
+        node.input[:], node.output[0] = inputs, f"{name}~last"
+        scope.nodes.append(node)
+        scope.define(name, Value(last=node.output[0], channels=channels))
 
     def _as(self, scope: Scope, name: str, *, blocked: bool) -> str:
         """The name of a value in one layout; converts it where it does not exist in that layout yet."""
