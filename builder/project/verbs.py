@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from builder.data import Source, source_of
 from builder.elastify import ElastifyReport, NothingElasticError, Supernet
@@ -21,7 +18,7 @@ from builder.project.latency import keep_latency, latency_name, read_latency
 from builder.project.plan import AUGMENTATIONS, TrainSettings, kept_training, new_training, stage_configs
 from builder.project.project import Project
 from builder.project.quality import agreement, agreement_line
-from builder.recipes.common import train_supernet
+from builder.recipes.common import train_supernet, weights_digest
 from builder.training import Compute
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.bundle import Bundle, write_bundle
@@ -34,7 +31,7 @@ EXPORT = "export"
 """Folder in the work folder with model.onnx, weights.bin and manifest.json: a bundle that is not packed yet."""
 
 CHECKED, FITTED = "check.json", "export.json"
-"""Which export was checked; to which images the last one was fitted."""
+"""Which export was checked; the weights of the last one, some of which are fitted to images."""
 
 
 def elastify(project: Project, *, report: str | None = None) -> list[str]:
@@ -133,7 +130,7 @@ def export(project: Project, name: str | None = None, *, int8: bool = True) -> l
         write_atomically(work / "oracle.onnx", oracle)
         figures |= {"digest": bundle.digest, "bytes": len(bundle.model_bytes) + len(bundle.weights)}
     (work / CHECKED).unlink(missing_ok=True)
-    write_atomically(work / FITTED, json.dumps({"images": _digest(project.fit_images)}).encode())
+    write_atomically(work / FITTED, json.dumps({"weights": weights_digest(supernet)}).encode())
     graph_mib, weights_mib = len(bundle.model_bytes) / 2**20, len(bundle.weights) / 2**20
     alternatives, report = sum(group.size - 1 for group in supernet.space.groups), supernet.report()
     return [
@@ -171,12 +168,13 @@ def check(project: Project) -> list[str]:
 def _supernet_of(project: Project, bundle: Bundle) -> Supernet:
     """What was exported: the supernet as it was trained, or with what is in 8 bits, which is made anew."""
     in_8_bits = b"DequantizeLinear" in bundle.model_bytes
-    if in_8_bits and _kept(project.work / FITTED, "images") not in (None, _digest(project.fit_images)):
+    supernet = project.finished if in_8_bits else project.trained()
+    if in_8_bits and _kept(project.work / FITTED, "weights") != weights_digest(supernet):
         raise StateError(
-            f"the images in {project.settings.data} are not those that the export was fitted to",
+            f"what is in 8 bits comes out otherwise than in the export in {project.work}: the images in "
+            f"{project.settings.data}, the threads or a version are others now",
             hint=f"export it again: nnf-build export --work {project.work}",
         )
-    supernet = project.finished if in_8_bits else project.trained()
     if supernet.space != bundle.manifest.space:
         raise StateError(
             f"the export in {project.work} is of another version",
@@ -213,7 +211,3 @@ def _kept(path: Path, entry: str) -> str | None:
         return str(json.loads(path.read_text(encoding="utf-8"))[entry])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _digest(images: Tensor) -> str:
-    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()

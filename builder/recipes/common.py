@@ -48,6 +48,7 @@ __all__ = [
     "provenance",
     "spread",
     "train_supernet",
+    "weights_digest",
 ]
 
 FIT_IMAGES = 128
@@ -241,7 +242,7 @@ def kept_prior(
     The supernet is on the CPU before and after; it is measured on the device of `compute`.
     """
     compute = compute or Compute()
-    path, digest = work / file, _digest(supernet)
+    path, digest = work / file, weights_digest(supernet)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is measured again
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["weights"] == digest:
@@ -254,7 +255,8 @@ def kept_prior(
     return prior
 
 
-def _digest(supernet: Supernet) -> str:
+def weights_digest(supernet: Supernet) -> str:
+    """Of all weights, statistics and codings of the alternatives."""
     digest = hashlib.sha256()
     for name, value in supernet.bodies.state_dict().items():
         digest.update(name.encode() + value.contiguous().numpy().tobytes())

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import platform
 import random
 from collections import Counter
@@ -20,6 +21,7 @@ from builder.elastify.cost import storage_bytes
 from builder.elastify.trace import trace
 from builder.errors import BuildError
 from builder.export import check_parity, is_coded, pack, static_graph
+from builder.export.codes import check_codes
 from builder.int8 import (
     Coding,
     DecodedConv,
@@ -380,6 +382,23 @@ def test_one_wrong_number_of_a_layer_in_8_bits_is_found(finished, tensor):
         check_parity(supernet, oracle, damaged, images(16))
 
 
+def test_codings_and_sizes_are_compared_too(finished):
+    import onnx
+
+    _, _, supernet, bundle = finished
+    assert check_codes(supernet, bundle) > 2 * len(supernet.units)
+    for operator, change in (
+        ("DequantizeLinear", lambda node: node.input.__setitem__(1, "another")),
+        ("QuantizeLinear", lambda node: node.input.__setitem__(1, "another")),
+        ("QLinearConv", lambda node: next(a for a in node.attribute if a.name == "pads").ints.__setitem__(0, 7)),
+    ):
+        model = onnx.load_from_string(bundle.model_bytes)
+        change(next(n for g in graphs_of(model.graph) for n in g.node if n.op_type == operator and len(n.input) > 2))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.123, np.float32), "another"))
+        with pytest.raises(BuildError, match="differs from torch"):
+            check_codes(supernet, dataclasses.replace(bundle, model_bytes=model.SerializeToString()))
+
+
 def test_weights_in_8_bits_are_decoded_once(finished, tmp_path):
     """What is prepared decodes no weight in a run, and answers as the portable graph."""
     import onnx
@@ -438,6 +457,9 @@ def test_between_units_in_8_bits_nothing_is_converted(kind, tmp_path):
     kinds = Counter(node.op_type for node in onnx.load_from_string(prepared.subnet(coded)).graph.node)
     assert kinds["ReorderInput"] <= 2  # behind the last unit, in front of the first, and of what is behind them
     assert kinds["ReorderOutput"] <= 2
+    if kind is PlainNet:  # no sum between its units
+        assert kinds["QuantizeLinear"] == kinds["DequantizeLinear"] == 1
+    assert json.loads((folder / "record.json").read_text())["form"] == "crossing"
     rng = random.Random(0)
     for gates in (coded, *covering_vectors(space), *(random_gates(space, rng) for _ in range(20))):
         inputs = {"image": x.numpy()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -18,6 +19,7 @@ import onnx
 import pytest
 
 from edge_runtime import Budget, EdgeModel
+from edge_runtime.adaptation import AdaptStatus
 from edge_runtime.backends import SessionOptions, compile_bundle, export_subnet, open_compiled, open_static
 from edge_runtime.backends.base import Array, relative_difference
 from edge_runtime.backends.onnx.compile import read_modules
@@ -30,7 +32,7 @@ from edge_runtime.backends.onnx.session import WEIGHTS_FILE
 from edge_runtime.backends.onnx.telemetry import import_onnxruntime
 from edge_runtime.bundle import Bundle
 from edge_runtime.cli import main
-from edge_runtime.errors import BackendError
+from edge_runtime.errors import BackendError, BudgetError
 from edge_runtime.gates import Gates
 from edge_runtime.seeds import random_gates
 from tests.support.modular import CHOICE, modular_bundle, modular_reference, supernets
@@ -297,6 +299,14 @@ def test_a_damaged_cache_is_made_again(bundle: Bundle, tmp_path: Path, name: str
 # For those who use it.
 
 
+def adapted(model: EdgeModel) -> AdaptStatus:
+    """A busy moment can make every subnet as slow as the full one was; it passes."""
+    for _ in range(4):
+        with contextlib.suppress(BudgetError):
+            return model.adapt(wait=True, seconds=2.0)
+    return model.adapt(wait=True, seconds=2.0)
+
+
 def test_a_model_loads_swaps_and_adapts(bundle: Bundle, tmp_path: Path) -> None:
     budget = Budget(fraction=0.9)
     frames = [np.random.default_rng(n).integers(0, 256, (20, 20, 3), np.uint8) for n in range(24)]
@@ -309,7 +319,7 @@ def test_a_model_loads_swaps_and_adapts(bundle: Bundle, tmp_path: Path) -> None:
         model.swap("full")
         for frame in frames:
             model(frame)
-        status = model.adapt(wait=True, seconds=2.0)
+        status = adapted(model)
         assert status.phase == "done"
         assert status.active == model.gates
         assert status.frontier is not None

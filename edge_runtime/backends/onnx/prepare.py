@@ -224,12 +224,13 @@ def _tolerance(portable: Any, gate_input: str, weights: bytes, gates: Gates) -> 
 
 
 def _specialised_gain(attempt: _Attempt) -> float:
-    """Latency of the gated session over that of one subnet alone, the median over three; 0 where none can be made."""
+    """Latency of the gated session over that of one subnet alone, the median over a few; 0 where none can be made."""
     manifest, rng = attempt.bundle.manifest, random.Random(attempt.seed)
     prepared = PreparedGraph(attempt.folder, manifest, attempt.options, attempt.modules)
     inputs = random_inputs(manifest.inputs, seed=attempt.seed)
     ratios: list[float] = []
-    for gates in (manifest.space.default, *(random_gates(manifest.space, rng) for _ in range(2))):
+    drawn = (random_gates(manifest.space, rng) for _ in range(2))
+    for gates in dict.fromkeys([manifest.space.default, _in_8_bits(manifest.space), *drawn]):
         try:
             with foreign_errors(f"subnet {gates} cannot run alone"):
                 special, feeds = prepared.alone(gates), prepared.feeds(inputs, gates)
@@ -239,6 +240,13 @@ def _specialised_gain(attempt: _Attempt) -> float:
         except EdgeError:
             return 0.0
     return statistics.median(ratios)
+
+
+def _in_8_bits(space: GateSpace) -> Gates:
+    """As many units in 8 bits as there are: beside each other they are most unlike what the gated session runs."""
+    labels = [group.labels if group.kind == "choice" else () for group in space.groups]
+    coded = [next((value for value, label in enumerate(row) if is_in_8_bits(label)), None) for row in labels]
+    return space.gates([group.default if own is None else own for group, own in zip(space.groups, coded, strict=True)])
 
 
 def session_bytes(

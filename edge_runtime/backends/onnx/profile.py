@@ -28,6 +28,7 @@ import numpy as np
 from edge_runtime.backends.base import Array, KernelProfile, Kernels, Session, SessionOptions, check_gates
 from edge_runtime.backends.onnx.check import check_graph
 from edge_runtime.backends.onnx.compiled import CompiledSession
+from edge_runtime.backends.onnx.passes.neighbours import BACK
 from edge_runtime.backends.onnx.session import create_native, foreign_errors
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BackendError, StateError
@@ -202,7 +203,7 @@ def _bytes(event: _Event, key: str) -> int:
 
 
 def _by_name(owners: Mapping[str, int]) -> _Owner:
-    return lambda event: owners.get(event["name"].removesuffix(_KERNEL), -1)
+    return lambda event: owners.get(event["name"].removesuffix(_KERNEL).removesuffix(BACK), -1)
 
 
 def _by_interval(events: Sequence[_Event]) -> _Owner:

@@ -2,8 +2,8 @@
 
 onnxruntime converts at every boundary, because a branch declares what it gives as NCHW: a ReorderOutput at the end of
 one branch and a ReorderInput at the start of the next; and a residual Add or an activation after an `If` can no longer
-be part of a convolution. Here each value is known in one or both layouts, and converted only where an operator needs
-the other one, whatever the graph looks like; a value whose layout cannot be changed is refused. An Add, Relu or Clip of
+be part of a convolution. Here each value is known in one or more layouts, and converted only where an operator needs
+another one, whatever the graph looks like; a value whose layout cannot be changed is refused. An Add, Relu or Clip of
 blocked values is folded into the convolution that makes one of them, as onnxruntime itself does inside one graph.
 Convolutions of codes have the channels last: what is encoded for them, and what is decoded behind them, is converted
 between that and the blocked layout in one step.
@@ -157,7 +157,7 @@ class _Rewriter:
         scope.define(node.output[0], value)
 
     def _decision(self, node: Any, scope: Scope) -> None:
-        """Both branches, then the layout of what they give: blocked where one of them computes it so."""
+        """Both branches, then the layout of what they give: blocked, but where all of them compute it plain."""
         branches = list(branches_of(node))
         inner = [self._rewritten(branch, scope) for branch in branches]
         values = [each.find(branch.output[0].name) for each, branch in zip(inner, branches, strict=True)]
@@ -181,7 +181,7 @@ class _Rewriter:
             self._blocked.update(node.output)
 
     def _added(self, node: Any, scope: Scope) -> bool:
-        """An Add of two blocked values of one shape: folded into the convolution that makes one, if it can be."""
+        """An Add of two values of one shape that are not plain: folded into a blocked convolution, if it can be."""
         if node.op_type != "Add":
             return False
         values = [scope.find(name) for name in node.input]
@@ -225,7 +225,7 @@ class _Rewriter:
         return True
 
     def _coded(self, node: Any, scope: Scope) -> bool:
-        """Codes are made of a blocked value, and a blocked value of codes, without a plain one between."""
+        """Codes are made of a value that is not plain, and such a value of codes, without a plain one between."""
         if (output := self._codes.encoding.get(node.name)) is not None:
             value = scope.find(node.input[0])
             if not (value.last or value.blocked) or value.channels is None:

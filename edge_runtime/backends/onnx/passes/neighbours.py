@@ -13,7 +13,10 @@ from typing import Any
 from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN, PLACELESS
 from edge_runtime.backends.onnx.passes.names import copied, integer_of
 
-__all__ = ["join_neighbours"]
+__all__ = ["BACK", "join_neighbours"]
+
+BACK = "~back"
+"""Behind the name of a node, the name of the conversion of what it gives to the blocked layout."""
 
 _ELEMENTWISE = PLACELESS | {"Add"}
 """Operators that give the same numbers in any layout."""
@@ -28,8 +31,9 @@ def join_neighbours(graph: Any, pause: Callable[[], None] | None = None) -> None
         joined.take(node)
         if pause:
             pause()
-    nodes = _needed(joined.nodes, [value.name for value in graph.output])
-    read = {name for node in nodes for name in node.input}
+    outputs = {value.name for value in graph.output}
+    nodes = _needed(joined.nodes, outputs)
+    read = outputs.union(*(node.input for node in nodes))
     tensors = [copied(tensor) for tensor in graph.initializer if tensor.name in read]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
@@ -101,7 +105,9 @@ class _Joined:
         node.input[:] = [self._last.get(name, name) for name in node.input]
         node.output[0] = made
         self._last[blocked] = made
-        back = type(node)(op_type="ReorderInput", domain=NCHWC_DOMAIN, input=[made], output=[blocked], name=blocked)
+        back = type(node)(
+            op_type="ReorderInput", domain=NCHWC_DOMAIN, input=[made], output=[blocked], name=f"{node.name}{BACK}"
+        )
         back.attribute.add(name="channels_last", type=2, i=1)
         self.nodes.append(back)
 
