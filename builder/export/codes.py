@@ -40,21 +40,24 @@ def check_codes(supernet: Supernet, bundle: Bundle) -> int:
     import onnx
 
     graphs = list(graphs_of(onnx.load_from_string(bundle.model_bytes).graph))
-    nodes = {node.name: node for each in graphs for node in each.node if node.op_type in _OPERATORS and _is_coded(node)}
+    nodes = {
+        node.name: node for each in graphs for node in each.node if node.op_type in _OPERATORS and _has_codes(node)
+    }
     tensors = {tensor.name: tensor for each in graphs for tensor in each.initializer}
     layers = dict(_layers(supernet))
     if nodes.keys() != layers.keys():
         odd = sorted(nodes.keys() ^ layers.keys())
         raise BuildError(f"of the layers in 8 bits one side alone has {odd[0]!r}", hint="report this network")
     for name, layer in layers.items():
+        sizes, wanted = _sizes(nodes[name]), _numbers(layer)
         found = [read_tensor(tensors[each], bundle.weights) for each in nodes[name].input[1:]]
-        found += [np.array(list(_sizes(nodes[name]).get(each, ()))) for each in _SIZES]
-        if not all(_same(*pair) for pair in zip(_numbers(layer), found, strict=True)):
+        found += [np.array(sizes[each]) for each in _SIZES if each in sizes]
+        if len(wanted) != len(found) or not all(map(_same, wanted, found)):
             raise BuildError(f"the layer {name!r} differs from torch", hint="report this network")
     return len(layers)
 
 
-def _is_coded(node: Any) -> bool:
+def _has_codes(node: Any) -> bool:
     """Whether a node takes or gives codes; what decodes a weight does not."""
     return len(node.input) > 2
 
@@ -75,7 +78,7 @@ def _layers(supernet: Supernet) -> Iterator[tuple[str, QuantizedConv | Quantize 
 def _numbers(layer: QuantizedConv | Quantize | Dequantize) -> list[Array]:
     """What the operator takes behind its input, in its order, and its attributes."""
     if not isinstance(layer, QuantizedConv):
-        return [*_coding(layer.coding), *(np.array([]) for _ in _SIZES)]
+        return _coding(layer.coding)
     weight: list[Array] = [layer.weight.numpy(), layer.weight_scale.numpy(), np.array(0, np.int8)]
     sizes = [layer.stride, layer.pads, layer.dilation, [layer.groups]]
     return [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN, PLACELESS
-from edge_runtime.backends.onnx.passes.names import copied, integer_of
+from edge_runtime.backends.onnx.passes.names import integer_of
 
 __all__ = ["BACK", "join_neighbours"]
 
@@ -34,8 +34,9 @@ def join_neighbours(graph: Any, pause: Callable[[], None] | None = None) -> None
     outputs = {value.name for value in graph.output}
     nodes = _needed(joined.nodes, outputs)
     read = outputs.union(*(node.input for node in nodes))
-    tensors = [copied(tensor) for tensor in graph.initializer if tensor.name in read]
-    del graph.node[:], graph.initializer[:]
+    tensors = [tensor for tensor in graph.initializer if tensor.name in read]
+    graph.ClearField("node")
+    graph.ClearField("initializer")
     graph.node.extend(nodes)
     graph.initializer.extend(tensors)
 
@@ -56,7 +57,6 @@ class _Joined:
 
     def take(self, node: Any) -> None:
         """Keep a node, put another one in its place, or leave it out where its value is there already."""
-        node = copied(node)
         node.input[:] = [self._alias.get(name, name) for name in node.input]
         if _converts(node, "ReorderInput"):
             self._last[node.output[0]] = node.input[0]
