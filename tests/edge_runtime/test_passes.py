@@ -20,7 +20,7 @@ from edge_runtime.backends.onnx.passes import (
     value_shapes,
 )
 from edge_runtime.backends.onnx.passes.activations import Activation, Activations
-from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN
+from edge_runtime.backends.onnx.passes.conversions import NCHWC_DOMAIN
 from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of
 from edge_runtime.backends.onnx.session import create_dump, create_native, create_prepared
 from edge_runtime.errors import BackendError

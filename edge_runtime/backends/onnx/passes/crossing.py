@@ -14,23 +14,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 from edge_runtime.backends.onnx.passes.activations import Activations
-from edge_runtime.backends.onnx.passes.last_channels import FROM_LAST, LastChannels
+from edge_runtime.backends.onnx.passes.conversions import NCHWC_DOMAIN, Conversions
+from edge_runtime.backends.onnx.passes.last_channels import LastChannels
 from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of, integer_of
-from edge_runtime.backends.onnx.passes.scope import Scope, Value
-from edge_runtime.errors import BackendError
+from edge_runtime.backends.onnx.passes.scope import CHANNELS, Scope, Shape, Value
 
-__all__ = ["NCHWC_DOMAIN", "PLACELESS", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
-
-Shape: TypeAlias = tuple[int | str, ...]
-"""Sizes of a tensor; a name where a size is free."""
-
-NCHWC_DOMAIN = "com.microsoft.nchwc"
-
-_CHANNELS = 4
-"""ReorderInput takes a multiple of this many channels."""
+__all__ = ["PLACELESS", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
 
 _SUM_INPUT = 3
 """Position of the value that a blocked Conv adds to its result before its activation."""
@@ -93,14 +85,10 @@ class _Rewriter:
         activations: Activations,
         codes: LastChannels,
     ) -> None:
-        from onnx import NodeProto
-
-        self._node_type = NodeProto
         self._report, self._shapes, self._uses = report, shapes, uses
-        self._activations, self._codes = activations, codes
+        self._activations, self._codes, self._conversions = activations, codes, Conversions()
         self._blocked: set[str] = set()
         """Names that are blocked in the dump itself."""
-        self._made = 0
 
     def main(self, graph: Any) -> None:
         """Rewrite the outermost graph; its outputs keep their names and are plain."""
@@ -111,9 +99,10 @@ class _Rewriter:
                 _rename(scope.nodes, output.name, f"{output.name}~blocked")
                 scope.rename(output.name, f"{output.name}~blocked")
                 value = scope.find(output.name)
-            self._deliver(scope, value, output.name, blocked=False)
+            self._conversions.output_of(scope, value, output.name, blocked=False)
         graph.ClearField("node")
         graph.node.extend(scope.nodes)
+        self._report.added = self._conversions.added
 
     def _rewritten(self, graph: Any, parent: Scope | None) -> Scope:
         scope = Scope(parent)
@@ -135,21 +124,26 @@ class _Rewriter:
             self._decision(node, scope)
         elif node.domain == NCHWC_DOMAIN:
             self._blocked_operator(node, scope)
-        elif self._added(node, scope) or self._placeless(node, scope) or self._coded(node, scope):
+        elif self._follows(node, scope):
             pass
         elif any(name in self._blocked for name in node.input):
             self._blocked_operator(node, scope)  # onnxruntime itself left it on blocked values
         else:
-            self._emit(node, [self._as(scope, name, blocked=False) for name in node.input], scope)
+            scope.emit(node, [self._conversions.of_name(scope, name, blocked=False) for name in node.input])
+
+    def _follows(self, node: Any, scope: Scope) -> bool:
+        """Whether a node could be kept in the layout of what it reads, or left out there."""
+        followed = self._added(node, scope) or self._placeless(node, scope)
+        return followed or self._codes.take_over(node, scope, self._conversions, self._shapes)
 
     def _reorder_input(self, node: Any, scope: Scope) -> None:
         value = scope.find(node.input[0])
         self._blocked.add(node.output[0])
         if value.blocked or value.last:
             self._report.dropped += 1
-            self._alias(node, replace(value, blocked=self._convert(scope, value, blocked=True)), scope)
+            self._alias(node, replace(value, blocked=self._conversions.of_value(scope, value, blocked=True)), scope)
         else:
-            self._emit(node, [str(value.plain)], scope, blocked=True, channels=value.channels)
+            scope.emit(node, [str(value.plain)], blocked=True, channels=value.channels)
 
     def _alias(self, node: Any, value: Value, scope: Scope) -> None:
         """Drop a node; whoever reads its output reads what it read."""
@@ -162,21 +156,21 @@ class _Rewriter:
         inner = [self._rewritten(branch, scope) for branch in branches]
         values = [each.find(branch.output[0].name) for each, branch in zip(inner, branches, strict=True)]
         shape = _dims(branches[0].output[0])
-        channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) and not shape[1] % _CHANNELS else None
+        channels = shape[1] if len(shape) == 4 and isinstance(shape[1], int) and not shape[1] % CHANNELS else None
         blocked = channels is not None and any(value.blocked or value.last for value in values)
         for branch, each, value in zip(branches, inner, values, strict=True):
             known = replace(value, channels=channels) if blocked else value
-            branch.output[0].name = self._deliver(each, known, None, blocked=blocked)
+            branch.output[0].name = self._conversions.output_of(each, known, None, blocked=blocked)
             branch.output[0].type.tensor_type.ClearField("shape")
             branch.ClearField("node")
             branch.node.extend(each.nodes)
         self._shapes[node.output[0]] = shape
-        self._emit(node, list(node.input), scope, blocked=blocked, channels=channels)
+        scope.emit(node, list(node.input), blocked=blocked, channels=channels)
 
     def _blocked_operator(self, node: Any, scope: Scope) -> None:
-        inputs = [self._as(scope, name, blocked=name in self._blocked) for name in node.input]
+        inputs = [self._conversions.of_name(scope, name, blocked=name in self._blocked) for name in node.input]
         converts = node.op_type == "ReorderOutput"
-        self._emit(node, inputs, scope, blocked=not converts)
+        scope.emit(node, inputs, blocked=not converts)
         if not converts:
             self._blocked.update(node.output)
 
@@ -190,9 +184,9 @@ class _Rewriter:
         if not there or shapes[0] is None or shapes[0] != shapes[1]:
             return False
         if not any(value.blocked for value in values):
-            self._emit_last(node, [str(value.last) for value in values], scope, values[0].channels)
+            scope.emit_last(node, [str(value.last) for value in values], values[0].channels)
             return True
-        names = [self._convert(scope, value, blocked=True) for value in values]
+        names = [self._conversions.of_value(scope, value, blocked=True) for value in values]
         channels = values[0].channels or values[1].channels
         for own, other in ((0, 1), (1, 0)):
             producer = self._foldable(node.input[own], values[own], scope)
@@ -201,7 +195,7 @@ class _Rewriter:
                 producer.input.append(names[other])
                 self._take_over(producer, node.output[0], scope, channels)
                 return True
-        self._emit(node, names, scope, blocked=True, channels=channels)
+        scope.emit(node, names, blocked=True, channels=channels)
         return True
 
     def _placeless(self, node: Any, scope: Scope) -> bool:
@@ -210,8 +204,8 @@ class _Rewriter:
         if node.op_type not in PLACELESS or not (value.blocked or value.last):
             return False
         if not value.blocked:
-            others = [self._as(scope, name, blocked=False) for name in node.input[1:]]
-            self._emit_last(node, [str(value.last), *others], scope, value.channels)
+            others = [self._conversions.of_name(scope, name, blocked=False) for name in node.input[1:]]
+            scope.emit_last(node, [str(value.last), *others], value.channels)
             return True
         if node.input[0] in self._blocked:
             self._blocked.update(node.output)
@@ -220,64 +214,12 @@ class _Rewriter:
             activation.give_to(producer)
             self._take_over(producer, node.output[0], scope, value.channels)
         else:
-            inputs = [value.blocked, *(self._as(scope, name, blocked=False) for name in node.input[1:])]
-            self._emit(node, inputs, scope, blocked=True, channels=value.channels)
+            inputs = [
+                value.blocked,
+                *(self._conversions.of_name(scope, name, blocked=False) for name in node.input[1:]),
+            ]
+            scope.emit(node, inputs, blocked=True, channels=value.channels)
         return True
-
-    def _coded(self, node: Any, scope: Scope) -> bool:
-        """Codes are made of a value that is not plain, and such a value of codes, without a plain one between."""
-        if (output := self._codes.encoding.get(node.name)) is not None:
-            value = scope.find(node.input[0])
-            if not (value.last or value.blocked) or value.channels is None:
-                return False
-            made = value.last or self._reorder(scope, "ReorderOutput", str(value.blocked), channels=value.channels)
-            self._codes.taken_over.add(output)
-            node.output[0] = output
-            self._emit(node, [made, *node.input[1:]], scope)
-            return True
-        if node.op_type == "Transpose" and node.output[0] in self._codes.taken_over:
-            return True
-        return self._decoded(node, scope)
-
-    def _decoded(self, node: Any, scope: Scope) -> bool:
-        if node.op_type == "Transpose" and node.output[0] in self._codes.decoding.values():
-            shape = self._shapes.get(node.output[0])
-            channels = shape[1] if shape is not None and len(shape) == 4 else None
-            if isinstance(channels, int) and not channels % _CHANNELS:
-                source = self._as(scope, node.input[0], blocked=False)
-                scope.define(node.output[0], Value(last=source, channels=channels))
-                self._codes.taken_over.add(node.output[0])
-                return True
-        if self._codes.decoding.get(node.name) in self._codes.taken_over:
-            value = scope.find(node.input[0])
-            self._emit_last(node, [str(value.last), *node.input[1:]], scope, value.channels)
-            return True
-        return False
-
-    def _from_last(self, scope: Scope, source: str, *, blocked: bool) -> str:
-        if (made := scope.converted(source, blocked)) is None:
-            if blocked:
-                made = self._reorder(scope, "ReorderInput", source)
-            else:
-                self._made += 1
-                made = f"{source}~plain{self._made}"
-                node = self._node_type(op_type="Transpose", input=[source], output=[made], name=made)
-                node.attribute.add(name="perm", type=7, ints=FROM_LAST)
-                scope.nodes.append(node)
-            scope.remember(source, blocked, made)
-        return made
-
-    def _reorder(self, scope: Scope, operator: str, source: str, *, channels: int | None = None) -> str:
-        """Convert a value from or to the layout that has the channels last."""
-        self._made += 1
-        self._report.added += 1
-        made = f"{source}~last{self._made}"
-        node = self._node_type(op_type=operator, domain=NCHWC_DOMAIN, input=[source], output=[made], name=made)
-        node.attribute.add(name="channels_last", type=2, i=1)
-        if channels is not None:
-            node.attribute.add(name="channels", type=2, i=channels)
-        scope.nodes.append(node)
-        return made
 
     def _foldable(self, name: str, value: Value, scope: Scope) -> Any:
         """The blocked convolution of this graph that makes a value for one reader and has no activation yet."""
@@ -294,58 +236,6 @@ class _Rewriter:
         producer.output[0] = name
         scope.nodes.append(producer)
         scope.define(name, Value(blocked=name, channels=channels))
-
-    def _emit(
-        self, node: Any, inputs: list[str], scope: Scope, *, blocked: bool = False, channels: int | None = None
-    ) -> None:
-        """Keep a node, with other inputs; its outputs are of one layout."""
-        node.input[:] = inputs
-        scope.nodes.append(node)
-        for name in node.output:
-            value = Value(blocked=name, channels=channels) if blocked else Value(plain=name, channels=channels)
-            scope.define(name, value)
-
-    def _emit_last(self, node: Any, inputs: list[str], scope: Scope, channels: int | None) -> None:
-        """Keep a node that works with the channels last."""
-        name = node.output[0]
-        node.input[:], node.output[0] = inputs, f"{name}~last"
-        scope.nodes.append(node)
-        scope.define(name, Value(last=node.output[0], channels=channels))
-
-    def _as(self, scope: Scope, name: str, *, blocked: bool) -> str:
-        """The name of a value in one layout; converts it where it does not exist in that layout yet."""
-        return self._convert(scope, scope.find(name), blocked=blocked) if name else ""
-
-    def _convert(self, scope: Scope, value: Value, *, blocked: bool) -> str:
-        there, source = (value.blocked, value.plain) if blocked else (value.plain, value.blocked)
-        if there:
-            return there
-        if value.last and not source:
-            return self._from_last(scope, value.last, blocked=blocked)
-        if source is None or value.channels is None:
-            raise BackendError(f"the layout of {value} cannot be changed", hint="the plain form is used instead")
-        if (made := scope.converted(source, blocked)) is not None:
-            return made
-        self._made += 1
-        self._report.added += 1
-        made = f"{source}~{'blocked' if blocked else 'plain'}{self._made}"
-        operator = "ReorderInput" if blocked else "ReorderOutput"
-        node = self._node_type(op_type=operator, domain=NCHWC_DOMAIN, input=[source], output=[made], name=made)
-        if not blocked:
-            node.attribute.add(name="channels", type=2, i=value.channels)
-        scope.nodes.append(node)
-        scope.remember(source, blocked, made)
-        return made
-
-    def _deliver(self, scope: Scope, value: Value, name: str | None, *, blocked: bool) -> str:
-        """A name of this very graph for a value in one layout, to be an output; it is `name` where one is given."""
-        found = self._convert(scope, value, blocked=blocked)
-        if found == name or (name is None and scope.producer(found) is not None):
-            return found
-        self._made += 1
-        target = name or f"{found}~out{self._made}"
-        scope.nodes.append(self._node_type(op_type="Identity", input=[found], output=[target], name=f"{target}~copy"))
-        return target
 
 
 def _all_nodes(graph: Any) -> Iterator[Any]:

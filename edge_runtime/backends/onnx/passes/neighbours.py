@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from edge_runtime.backends.onnx.passes.crossing import NCHWC_DOMAIN, PLACELESS
+from edge_runtime.backends.onnx.passes.conversions import NCHWC_DOMAIN
+from edge_runtime.backends.onnx.passes.crossing import PLACELESS
 from edge_runtime.backends.onnx.passes.names import integer_of
 
 __all__ = ["BACK", "join_neighbours"]

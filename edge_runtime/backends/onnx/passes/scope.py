@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["Scope", "Value"]
+__all__ = ["CHANNELS", "Scope", "Shape", "Value"]
+
+Shape: TypeAlias = tuple[int | str, ...]
+"""Sizes of a tensor; a name where a size is free."""
+
+CHANNELS = 4
+"""ReorderInput takes a multiple of this many channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +65,18 @@ class Scope:
     def producer(self, name: str | None) -> Any:
         """The node of this very graph that computes a name; None where it comes from elsewhere."""
         return next((node for node in reversed(self.nodes) if name in node.output), None)
+
+    def emit(self, node: Any, inputs: list[str], *, blocked: bool = False, channels: int | None = None) -> None:
+        """Keep a node, with other inputs; its outputs are of one layout."""
+        node.input[:] = inputs
+        self.nodes.append(node)
+        for name in node.output:
+            value = Value(blocked=name, channels=channels) if blocked else Value(plain=name, channels=channels)
+            self.define(name, value)
+
+    def emit_last(self, node: Any, inputs: list[str], channels: int | None) -> None:
+        """Keep a node that works with the channels last."""
+        name = node.output[0]
+        node.input[:], node.output[0] = inputs, f"{name}~last"
+        self.nodes.append(node)
+        self.define(name, Value(last=node.output[0], channels=channels))
