@@ -10,8 +10,8 @@ import pytest
 from edge_runtime import Budget
 from edge_runtime.additive import Plan, fastest
 from edge_runtime.search import EvolutionSearch
-from tests.edge_runtime.test_adaptation import make_job
 from tests.edge_runtime.test_search import deep_space, deep_tables, told
+from tests.support.scripted_jobs import make_job
 
 MOST_DRAWS = 20
 """Of two seeds at one latency 16, and of a generation 8 at a time, beside the best."""
