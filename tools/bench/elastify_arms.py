@@ -138,7 +138,8 @@ class _Run:
         supernet = make_supernet(oracle, fit_images, options, self.arm.seed, self.log)
         if self.arm.name in FINISHED and not (self.folder / PACE).exists():
             finished(supernet, fit_images, options.storage_ratio, self.log)  # to know how long it takes at the end
-        used_s = time.perf_counter() - began  # what is fitted to the data is a part of the arm's time
+        # What is fitted to the data is a part of the arm's time.
+        used_s = self.reference.as_when_measured(time.perf_counter() - began)
         if self.arm.name in ("adaptivenet", "naive"):
             supernet, used_s = adaptivenet(supernet), 0.0
         source = self._source()

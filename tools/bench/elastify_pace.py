@@ -2,7 +2,8 @@
 
 A step's time is counted in reference steps: forward and backward of the oracle on one batch, made between the steps of
 an arm while it is probed. What a reference step takes is measured once, when the bench begins; so all arms get the
-minutes of the same machine, whatever else ran during their probes, and a run that was stopped has lost nothing.
+minutes of the same machine, whatever else ran during their probes, and a run that was stopped has lost nothing. What an
+arm does before its first step is scaled in the same way.
 """
 
 # ruff: noqa: TID251 - a bench may use torch and the builder; only the runtime must not
@@ -35,7 +36,7 @@ __all__ = ["Followed", "Reference", "Stage", "alone", "pace", "settled_steps", "
 PROBES_PER_MINUTE, LEAST_PROBES = 6, 4
 """Steps by which a stage is timed: random paths differ, so the more minutes depend on it, the more of them."""
 
-REFERENCE_RUNS = 20
+REFERENCE_RUNS, SCALING_RUNS = 20, 5
 POLL_S, FOLLOW_S = 2.0, 10.0
 
 
@@ -107,6 +108,10 @@ class Reference:
             seconds = statistics.median([self() for _ in range(REFERENCE_RUNS)][2:])
         write_atomically(self._kept, json.dumps({"reference_step_s": seconds} | self.about).encode())
         return seconds
+
+    def as_when_measured(self, seconds: float) -> float:
+        """What work that took so long just now would have taken when `unit_s` was measured, by a few steps made now."""
+        return seconds * self.unit_s() / statistics.median([self() for _ in range(SCALING_RUNS)])
 
 
 class _Probed:
