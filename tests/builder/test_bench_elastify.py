@@ -22,15 +22,19 @@ import elastify_arms
 import elastify_pace
 from elastify_arms import BUNDLE, FIGURES, Arm, train_arm
 from elastify_data import PER_CLASS, load_images
-from elastify_points import keep, kept_points, shared_points, shared_right
+from elastify_points import keep, kept_points, right_within, shared_points, shared_right
+from elastify_quantised import WHOLE, quantised_folder, quantised_graph
 from elastify_recipes import Training, adaptivenet_stages, purpose_stages
 from elastify_report import report
 from elastify_supernets import adaptivenet, in_pieces, sliced
 from elastify_trained import TRAINED
 
 from builder.data import ImageSet, source_of
+from builder.distill.losses import normalised_error
 from builder.elastify import elastify
+from builder.export import static_model
 from builder.runlog import RunLog
+from edge_runtime.backends import open_static
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, StateError
 from tests.builder.nets import BottleneckNet, images, made
@@ -223,6 +227,42 @@ def test_the_report_pairs_arms_by_image(tmp_path):
     assert met["under the oracle at 60 %"] is False
     assert met["under the oracle at 80 %"] is None
     assert set(found["arms"]) == {arm.folder for arm in arms[:4]}
+
+
+def test_the_report_sets_ours_beside_what_the_runtime_itself_quantises(tmp_path):
+    (tmp_path / "oracle.json").write_text("{}")
+    ours, quantised = tmp_path / "ours-seed0", quantised_folder(tmp_path, "oracle")
+    for folder in (ours, quantised):
+        folder.mkdir()
+    (ours / "arm.json").write_text(json.dumps({"arm": "ours"}))
+    for fraction, ratio, right in ((0.6, 0.58, 90), (0.5, 0.49, 80)):
+        point = {"fraction": fraction, "ratio": ratio, "estimate": right, "accuracy": right}
+        keep(ours, fraction, point, (np.arange(100) < right).astype(float))
+    keep(quantised, WHOLE, {"ratio": 0.55, "accuracy": 0.78}, (np.arange(100) < 78).astype(float))
+    found = report(tmp_path, (Arm("ours", 0),), (0.6, 0.5), np.ones(100))["ours_minus"]["quantised"]
+    assert found["oracle"]["ratio"] == 0.55
+    assert found["oracle"]["points"] == pytest.approx(2.0)  # what is at 0.58 is too slow for it
+
+
+def test_of_further_shares_too_the_best_within_any_latency_is_found(tmp_path):
+    for fraction, ratio, right in ((0.6, 0.58, 1), (0.45, 0.44, 0)):
+        point = {"fraction": fraction, "ratio": ratio, "estimate": right, "further": fraction == 0.45}
+        keep(tmp_path, fraction, point, np.array([float(right)]))
+    assert right_within(tmp_path, 0.7).tolist() == [1.0]
+    assert right_within(tmp_path, 0.5).tolist() == [0.0]
+    assert right_within(tmp_path, 0.4) is None
+
+
+def test_the_runtime_quantises_what_it_computes_nearly_alike():
+    net, x = made(BottleneckNet), images(16, seed=3)
+    coded = quantised_graph(static_model(net, x[:2]), (batch.numpy() for batch in x.split(4)))
+    with torch.no_grad():
+        wanted = net(x)
+    session = open_static(coded)
+    found = torch.from_numpy(next(iter(session.run({session.inputs[0].name: x.numpy()}).values())))
+    assert not torch.equal(found, wanted)
+    assert normalised_error(found, wanted) < 0.05
+    assert b"QLinearConv" in coded
 
 
 def test_a_share_that_was_given_another_subnet_still_serves_smaller_ones_with_its_own(tmp_path):

@@ -4,9 +4,10 @@
 
 Tiny-ImageNet-100 and one MobileNetV2 oracle from ImageNet weights. Every arm trains for the same time from the same
 oracle, in a process of its own that can be killed and started again at any moment, and is scored by the same labelled
-search on images of its own. `all` runs what is missing; `oracle`, `train` and `score` are its steps. A file STOP in the
-work folder stops it within seconds, with its checkpoints kept. Progress is in log.jsonl and the arms' progress.json.
-Arms may also be trained beside each other, each by `train` on a part of the cores: they make as many steps as alone.
+search on images of its own; beside them stand the oracle and the networks of their own as onnxruntime quantises them.
+`all` runs what is missing; `oracle`, `train` and `score` are its steps. A file STOP in the work folder stops it within
+seconds, with its checkpoints kept. Progress is in log.jsonl and the arms' progress.json. Arms may also be trained beside
+each other, each by `train` on a part of the cores: they make as many steps as alone.
 
 Latency is the median of one frame on one thread, over that of the oracle's static ONNX export in the same rounds. Only
 what is timed holds the machine's lock: training may go on beside other work. The last line is one JSON object.
@@ -30,10 +31,11 @@ from types import FrameType
 from typing import Any
 
 import common
-from elastify_arms import ARMS, FIGURES, Arm, reference_of, train_arm
+from elastify_arms import ARMS, FIGURES, PLAIN, Arm, reference_of, train_arm
 from elastify_data import PIXELS, TinyImages, load_images
-from elastify_oracle import EPOCHS, RESULT, load_oracle, train_oracle
+from elastify_oracle import EPOCHS, GRAPH, RESULT, load_oracle, train_oracle
 from elastify_points import kept_points
+from elastify_quantised import score_quantised
 from elastify_recipes import Training
 from elastify_report import OURS, report
 from elastify_score import FRACTIONS, Effort, oracle_right, score_arm
@@ -142,15 +144,17 @@ def _train(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
-    """Points of every trained arm; of ours at the latency of each network that was made for one too."""
+    """Points of every trained arm, of ours at the latency of each network that was made for one too; and in 8 bits."""
     work, images = arguments.work, _images(arguments)
     if not (work / RESULT).exists():
         raise StateError(f"there is no oracle in {work}", hint="train it first: elastify.py oracle")
     trained = _trained(work)
     made_for_one = [arm for arm in trained if arm.fraction is not None]
     with RunLog(work / "log.jsonl") as log:
+        score_quantised("oracle", (work / GRAPH).read_bytes(), images, work, scale.effort, log)
         for arm in made_for_one:
             score_arm(arm, images, work, (), scale.effort, SEED, log)
+            score_quantised(arm.folder, (work / arm.folder / PLAIN).read_bytes(), images, work, scale.effort, log)
         theirs = [point["ratio"] for arm in made_for_one for point in kept_points(work / arm.folder).values()]
         for arm in (arm for arm in trained if arm.fraction is None):
             further = theirs if arm.name == OURS else ()

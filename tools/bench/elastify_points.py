@@ -13,7 +13,7 @@ import numpy as np
 from builder.files import write_atomically
 from edge_runtime.quality import Values
 
-__all__ = ["is_kept", "keep", "kept_points", "kept_right", "shared_points", "shared_right"]
+__all__ = ["is_kept", "keep", "kept_points", "kept_right", "right_within", "shared_points", "shared_right"]
 
 
 def kept_points(folder: Path) -> dict[str, Any]:
@@ -57,6 +57,16 @@ def shared_right(folder: Path, fraction: float) -> Values | None:
     """For each test image whether the subnet of a shared point is right; None where there is none."""
     point = shared_points(folder).get(_key(fraction))
     return None if point is None else kept_right(folder, point.get("found_at", fraction))
+
+
+def right_within(folder: Path, ratio: float) -> Values | None:
+    """For each test image whether the best subnet is right that any search of this arm found within a share.
+
+    Unlike a shared point the share may be any; None where no search found such a subnet.
+    """
+    found = [point for point in kept_points(folder).values() if point.get("estimate") is not None]
+    best = _best_within({"fraction": ratio, "further": True}, found)
+    return kept_right(folder, best["found_at"]) if "found_at" in best else None
 
 
 def _best_within(point: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:

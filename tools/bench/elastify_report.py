@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from elastify_arms import ARMS, FIGURES, Arm
 from elastify_oracle import oracle_figures
-from elastify_points import kept_points, shared_points, shared_right
+from elastify_points import kept_points, kept_right, right_within, shared_points, shared_right
+from elastify_quantised import WHOLE, quantised_folder
 
 from edge_runtime.quality import Comparison, Values
 
@@ -41,6 +42,7 @@ def report(work: Path, arms: Sequence[Arm], fractions: Sequence[float], oracle: 
         "oracle": pairs.at_each("oracle", fractions),
         **{name: found for name, found in against.items() if found},
         "purpose": pairs.purpose(),
+        "quantised": pairs.quantised(),
     }
     low = [fraction for fraction in fractions if fraction <= LOW_BUDGETS]
     mean = pairs.mean_over("adaptivenet", low)
@@ -87,6 +89,20 @@ class _Pairs:
                 own, other = self._mean(OURS, point["ratio"]), shared_right(self._work / arm.folder, arm.fraction)
                 if own is not None and other is not None:
                     found[arm.name] = _points(own, other) | {"ratio": point["ratio"]}
+        return found
+
+    def quantised(self) -> dict[str, Any]:
+        """Ours minus each network that onnxruntime quantised, by the best subnet that was found within its latency."""
+        found = {}
+        for name in ("oracle", *(arm.folder for arm in self._arms if arm.fraction is not None)):
+            folder = quantised_folder(self._work, name)
+            point, other = kept_points(folder).get(f"{WHOLE:.4f}"), kept_right(folder, WHOLE)
+            if point is None or other is None:
+                continue
+            mine = [right_within(self._work / arm.folder, point["ratio"]) for arm in self._arms if arm.name == OURS]
+            known = [right for right in mine if right is not None]
+            if known and len(known) == len(mine):
+                found[name] = _points(np.mean(known, axis=0), other) | {"ratio": point["ratio"]}
         return found
 
     def _pair(self, name: str, fraction: float) -> dict[str, Any] | None:

@@ -41,7 +41,7 @@ from edge_runtime.search import EvolutionSearch
 from edge_runtime.seeds import near_budget_seeds
 from edge_runtime.state import StateDir
 
-__all__ = ["FRACTIONS", "Effort", "oracle_right", "score_arm"]
+__all__ = ["FRACTIONS", "ONE_THREAD", "Effort", "network_point", "oracle_right", "score_arm"]
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 BATCH = 50
@@ -110,7 +110,7 @@ def _score_missing(
 ) -> None:
     folder, oracle = work / arm.folder, open_static((work / GRAPH).read_bytes(), ONE_THREAD)
     if arm.fraction is not None:
-        keep(folder, arm.fraction, *_network_point(folder, oracle, images, effort))
+        keep(folder, arm.fraction, *network_point((folder / PLAIN).read_bytes(), folder.name, oracle, images, effort))
         return
     scorer = _Scorer(folder, oracle, images, effort, seed)
     for fraction in missing:
@@ -126,9 +126,11 @@ def oracle_right(images: TinyImages, work: Path) -> Values:
     return _right(open_static((work / GRAPH).read_bytes(), ALL_THREADS), None, images)
 
 
-def _network_point(folder: Path, oracle: Session, images: TinyImages, effort: Effort) -> tuple[dict[str, Any], Values]:
-    content = (folder / PLAIN).read_bytes()
-    with alone(f"tools/bench/elastify.py: {folder.name}"):
+def network_point(
+    content: bytes, name: str, oracle: Session, images: TinyImages, effort: Effort
+) -> tuple[dict[str, Any], Values]:
+    """Latency and accuracy of a plain graph, and whether it is right on each test image."""
+    with alone(f"tools/bench/elastify.py: {name}"):
         ratio = latency_ratio(open_static(content, ONE_THREAD), oracle, effort.runs)
     right = _right(open_static(content, ALL_THREADS), None, images)
     return {"reachable": True, "ratio": ratio, "accuracy": float(right.mean())}, right
