@@ -6,8 +6,8 @@ Tiny-ImageNet-100 and one MobileNetV2 oracle from ImageNet weights. Every arm tr
 oracle, in a process of its own that can be killed and started again at any moment, and is scored by the same labelled
 search on images of its own; beside them stand the oracle and the networks of their own as onnxruntime quantises them.
 `all` runs what is missing; `oracle`, `train` and `score` are its steps. A file STOP in the work folder stops it within
-seconds, with its checkpoints kept. Progress is in log.jsonl and the arms' progress.json. Arms may also be trained beside
-each other, each by `train` on a part of the cores: they make as many steps as alone.
+seconds, with its checkpoints kept. Progress is in log.jsonl and the arms' progress.json. Arms may train beside each
+other too, each by `train` on a part of the cores: they make as many steps as alone.
 
 Latency is the median of one frame on one thread, over that of the oracle's static ONNX export in the same rounds. Only
 what is timed holds the machine's lock: training may go on beside other work. The last line is one JSON object.
