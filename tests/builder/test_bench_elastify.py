@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 torch = pytest.importorskip("torch")
 
@@ -22,45 +21,24 @@ import elastify_arms
 import elastify_pace
 from elastify_arms import BUNDLE, FIGURES, Arm, train_arm
 from elastify_data import PER_CLASS, load_images
-from elastify_points import keep, kept_points, right_within, shared_points, shared_right
-from elastify_quantised import WHOLE, quantised_folder, quantised_graph
 from elastify_recipes import Training, adaptivenet_stages, purpose_stages
-from elastify_report import report
 from elastify_supernets import adaptivenet, in_pieces, sliced
 from elastify_trained import TRAINED
 
 from builder.data import ImageSet, source_of
-from builder.distill.losses import normalised_error
 from builder.elastify import elastify
-from builder.export import static_model
 from builder.runlog import RunLog
-from edge_runtime.backends import open_static
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import InputError, StateError
 from tests.builder.nets import BottleneckNet, images, made
+from tests.builder.tiny_images import CLASSES, TRAIN_EACH, write_images
 
 pytestmark = pytest.mark.builder
-
-CLASSES, TRAIN_EACH, TEST_EACH = 3, 24, 2
-
-
-def jpeg(colour):
-    buffer = io.BytesIO()
-    Image.new("RGB", (64, 64), colour).save(buffer, "JPEG", quality=95)
-    return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A set of plain images in the container of Tiny-ImageNet: green tells the class, red the number in the class."""
-    folder, arrays = tmp_path_factory.mktemp("data"), {}
-    for part, each in (("train", TRAIN_EACH), ("test", TEST_EACH)):
-        files = [jpeg((8 * number, 60 * label, 0)) for label in range(CLASSES) for number in range(each)]
-        arrays[f"{part}_jpeg"] = np.concatenate(files)
-        arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, files)])
-        arrays[f"{part}_fine"] = np.repeat(np.arange(CLASSES, dtype=np.uint8), each)
-    np.savez(folder / "tinyimagenet100_64px.npz", fine_names=np.array(["cat", "dog", "owl"]), **arrays)
-    return folder
+    return write_images(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -204,100 +182,9 @@ def test_the_pace_is_settled_once_and_leaves_no_trace(ours, tmp_path, monkeypatc
         settle(0.1)
 
 
-def test_the_report_pairs_arms_by_image(tmp_path):
-    arms = (Arm("ours", 0), Arm("ours", 1), Arm("adaptivenet", 0), Arm("adaptivenet", 1), Arm("naive", 0))
-    rights = {"ours": 0.8, "adaptivenet": 0.75}
-    (tmp_path / "oracle.json").write_text("{}")
-    for arm in arms[:4]:
-        folder = tmp_path / arm.folder
-        folder.mkdir()
-        (folder / "arm.json").write_text(json.dumps({"arm": arm.name}))
-        right = np.arange(100) < 100 * rights[arm.name] - 2 * arm.seed
-        keep(folder, 0.6, {"reachable": True, "accuracy": float(right.mean())}, right.astype(float))
-    keep(tmp_path / "ours-seed0", 0.4, {"reachable": False, "reason": "too slow"}, None)
-    found = report(tmp_path, arms, (0.8, 0.6, 0.4), (np.arange(100) < 85).astype(float))
-    pair = found["ours_minus"]["adaptivenet"]["0.60"]
-    assert pair["points"] == pytest.approx(5.0)
-    assert pair["low"] < 5.0 < pair["high"]
-    assert found["ours_minus"]["oracle"]["0.60"]["points"] == pytest.approx(-6.0)
-    assert set(found["ours_minus"]["adaptivenet"]) == {"0.60"}
-    assert found["ours_minus_adaptivenet_up_to_70"]["budgets"] == 1
-    met = {bar["bar"].split(",")[0]: bar["met"] for bar in found["bars"]}
-    assert met["over AdaptiveNet"] is True
-    assert met["under the oracle at 60 %"] is False
-    assert met["under the oracle at 80 %"] is None
-    assert set(found["arms"]) == {arm.folder for arm in arms[:4]}
-
-
-def test_the_report_sets_ours_beside_what_the_runtime_itself_quantises(tmp_path):
-    (tmp_path / "oracle.json").write_text("{}")
-    ours, quantised = tmp_path / "ours-seed0", quantised_folder(tmp_path, "oracle")
-    for folder in (ours, quantised):
-        folder.mkdir()
-    (ours / "arm.json").write_text(json.dumps({"arm": "ours"}))
-    for fraction, ratio, right in ((0.6, 0.58, 90), (0.5, 0.49, 80)):
-        point = {"fraction": fraction, "ratio": ratio, "estimate": right, "accuracy": right}
-        keep(ours, fraction, point, (np.arange(100) < right).astype(float))
-    keep(quantised, WHOLE, {"ratio": 0.55, "accuracy": 0.78}, (np.arange(100) < 78).astype(float))
-    found = report(tmp_path, (Arm("ours", 0),), (0.6, 0.5), np.ones(100))["ours_minus"]["quantised"]
-    assert found["oracle"]["ratio"] == 0.55
-    assert found["oracle"]["points"] == pytest.approx(2.0)  # what is at 0.58 is too slow for it
-
-
-def test_of_further_shares_too_the_best_within_any_latency_is_found(tmp_path):
-    for fraction, ratio, right in ((0.6, 0.58, 1), (0.45, 0.44, 0)):
-        point = {"fraction": fraction, "ratio": ratio, "estimate": right, "further": fraction == 0.45}
-        keep(tmp_path, fraction, point, np.array([float(right)]))
-    assert right_within(tmp_path, 0.7).tolist() == [1.0]
-    assert right_within(tmp_path, 0.5).tolist() == [0.0]
-    assert right_within(tmp_path, 0.4) is None
-
-
-def test_the_runtime_quantises_what_it_computes_nearly_alike():
-    net, x = made(BottleneckNet), images(16, seed=3)
-    coded = quantised_graph(static_model(net, x[:2]), (batch.numpy() for batch in x.split(4)))
-    with torch.no_grad():
-        wanted = net(x)
-    session = open_static(coded)
-    found = torch.from_numpy(next(iter(session.run({session.inputs[0].name: x.numpy()}).values())))
-    assert not torch.equal(found, wanted)
-    assert normalised_error(found, wanted) < 0.05
-    assert b"QLinearConv" in coded
-
-
-def test_a_share_that_was_given_another_subnet_still_serves_smaller_ones_with_its_own(tmp_path):
-    for fraction, ratio, accuracy, right in ((0.9, 0.55, 0.6, 0.0), (0.8, 0.78, 0.7, 1.0), (0.6, 0.58, 0.5, 0.5)):
-        keep(tmp_path, fraction, {"fraction": fraction, "ratio": ratio, "estimate": accuracy}, np.array([right]))
-    points = shared_points(tmp_path)
-    assert [points[f"{f:.4f}"]["ratio"] for f in (0.9, 0.8, 0.6)] == [0.78, 0.78, 0.55]
-    assert [shared_right(tmp_path, f).tolist() for f in (0.9, 0.8, 0.6)] == [[1.0], [1.0], [0.0]]
-
-
-def test_a_share_gets_the_best_subnet_within_it_whichever_search_found_it(tmp_path):
-    rows = {0.9: (0.85, 0.70, 1), 0.6: (0.58, 0.50, 0), 0.5: (0.49, 0.55, 1), 0.4: (0.39, 0.52, 0)}
-    for fraction, (ratio, estimate, right) in rows.items():
-        point = {"fraction": fraction, "ratio": ratio, "estimate": estimate}
-        keep(tmp_path, fraction, point, np.array([float(right)]))
-    for fraction in (0.3, 0.45):
-        keep(tmp_path, fraction, {"fraction": fraction, "reachable": False}, None)
-    points = shared_points(tmp_path)
-    assert [points[f"{f:.4f}"].get("found_at", f) for f in (0.9, 0.6, 0.5, 0.45, 0.4)] == [0.9, 0.5, 0.5, 0.4, 0.4]
-    assert points["0.6000"]["ratio"] == 0.49
-    assert points["0.6000"]["fraction"] == 0.6
-    assert shared_right(tmp_path, 0.6).tolist() == [1.0]
-    assert points["0.3000"] == {"fraction": 0.3, "reachable": False}
-    assert kept_points(tmp_path)["0.6000"]["ratio"] == 0.58  # what its own search found stays
-
-
-def test_what_is_found_where_others_are_not_searched_serves_no_common_share(tmp_path):
-    for fraction, ratio, estimate, further in (
-        (0.6, 0.58, 0.5, False),
-        (0.5, 0.49, 0.4, False),
-        (0.55, 0.54, 0.7, True),
-    ):
-        point = {"fraction": fraction, "ratio": ratio, "estimate": estimate, "further": further}
-        keep(tmp_path, fraction, point, np.array([estimate]))
-    points = shared_points(tmp_path)
-    assert [points[f"{f:.4f}"]["ratio"] for f in (0.6, 0.55, 0.5)] == [0.58, 0.54, 0.49]
-    keep(tmp_path, 0.5, {"fraction": 0.5, "ratio": 0.49, "estimate": 0.8, "further": False}, np.array([0.8]))
-    assert shared_points(tmp_path)["0.5500"]["found_at"] == 0.5
+def test_what_took_long_on_a_busy_machine_counts_as_on_the_one_that_was_measured(tmp_path, monkeypatch):
+    kept = {"reference_step_s": 0.2, "device": "cpu", "precision": "fp32"}
+    (tmp_path / "reference.json").write_text(json.dumps(kept))
+    reference = elastify_pace.Reference(made(BottleneckNet), (8, 3, 32, 32), tmp_path / "reference.json")
+    monkeypatch.setattr(elastify_pace.Reference, "__call__", lambda self: 0.5)
+    assert reference.as_when_measured(10.0) == pytest.approx(4.0)

@@ -38,7 +38,8 @@ from elastify_points import kept_points
 from elastify_quantised import score_quantised
 from elastify_recipes import Training
 from elastify_report import OURS, report
-from elastify_score import FRACTIONS, Effort, oracle_right, score_arm
+from elastify_score import FRACTIONS, Effort, score_arm
+from elastify_tested import oracle_right
 
 from builder.errors import BuildError
 from builder.files import write_atomically
@@ -151,14 +152,15 @@ def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     trained = _trained(work)
     made_for_one = [arm for arm in trained if arm.fraction is not None]
     with RunLog(work / "log.jsonl") as log:
-        score_quantised("oracle", (work / GRAPH).read_bytes(), images, work, scale.effort, log)
         for arm in made_for_one:
             score_arm(arm, images, work, (), scale.effort, SEED, log)
-            score_quantised(arm.folder, (work / arm.folder / PLAIN).read_bytes(), images, work, scale.effort, log)
         theirs = [point["ratio"] for arm in made_for_one for point in kept_points(work / arm.folder).values()]
         for arm in (arm for arm in trained if arm.fraction is None):
             further = theirs if arm.name == OURS else ()
             score_arm(arm, images, work, scale.fractions, scale.effort, SEED, log, further=further)
+        plain = {work: GRAPH} | {work / arm.folder: PLAIN for arm in made_for_one}
+        for folder, name in plain.items():
+            score_quantised(folder, (folder / name).read_bytes(), images, work, scale.effort.runs, log)
     result = report(work, trained, scale.fractions, oracle_right(images, work))
     write_atomically(work / "result.json", json.dumps(result, indent=1).encode())
     return result

@@ -136,12 +136,9 @@ class _Run:
         """An arm with a supernet, to its bundle."""
         began, options = time.perf_counter(), ElasticOptions()
         supernet = make_supernet(oracle, fit_images, options, self.arm.seed, self.log)
-        if self.arm.name in FINISHED and not (self.folder / PACE).exists():
-            finished(supernet, fit_images, options.storage_ratio, self.log)  # to know how long it takes at the end
-        # What is fitted to the data is a part of the arm's time.
-        used_s = self.reference.as_when_measured(time.perf_counter() - began)
+        used_s = self._beginning_s(began, supernet, fit_images, options) if self.arm.name in FINISHED else 0.0
         if self.arm.name in ("adaptivenet", "naive"):
-            supernet, used_s = adaptivenet(supernet), 0.0
+            supernet = adaptivenet(supernet)
         source = self._source()
         figures = self._train(self._stages(supernet, len(source)), supernet, supernet.bodies, source, used_s, {})
         if self.arm.name in FINISHED:
@@ -151,7 +148,6 @@ class _Run:
         parity = _parity(supernet, bundle, spread(images.validation, PARITY_IMAGES))
         report = supernet.report()
         return figures | {
-            "build_s": round(used_s, 1),
             "subnets": float(supernet.space.size()),
             "alternatives": [list(group.labels) for group in supernet.space.groups],
             "storage_ratio": storage_bytes(supernet) / report.oracle_bytes,
@@ -159,6 +155,16 @@ class _Run:
             "prior": [list(row) for row in prior],
             "parity": parity,
         }
+
+    def _beginning_s(self, began: float, supernet: Supernet, fit_images: Tensor, options: ElasticOptions) -> float:
+        """Seconds of the arm's time that are not its steps'; 0.0 where these are settled already.
+
+        That is what is fitted to the data before them, and what finishing takes at the end, of which a trial is made.
+        """
+        if (self.folder / PACE).exists() or self.kept.read() is not None:
+            return 0.0
+        finished(supernet, fit_images, options.storage_ratio, self.log)
+        return self.reference.as_when_measured(time.perf_counter() - began)
 
     def network(self, oracle: nn.Module, fit_images: Tensor, graph: Path) -> dict[str, Any]:
         """An arm with a network of its own, to its ONNX graph."""
@@ -215,6 +221,7 @@ class _Run:
             self.folder / PACE, stages, trained, source, self.reference, minutes=minutes, used_s=used_s
         )
         figures: dict[str, Any] = {"steps": steps, "losses": {}, "trained_on": self.reference.about}
+        figures["used_s"] = json.loads((self.folder / PACE).read_text(encoding="utf-8"))["used_s"]
         figures["images"] = min(self.training.batch_size, len(self.train)) * sum(steps.values())
         for stage in stages:
             with self.log.step(f"{self.arm.folder}.{stage.name}") as said:

@@ -99,7 +99,7 @@ class Reference:
             torch.cuda.synchronize(self._compute.device)
 
     def unit_s(self) -> float:
-        """Seconds of a step, as they were when this was first asked for."""
+        """Seconds of a step, as they were when this was first asked for; waits for the machine's lock then."""
         if self._kept.exists():
             kept: dict[str, Any] = json.loads(self._kept.read_text(encoding="utf-8"))
             self.check(kept, self._kept)
@@ -110,8 +110,17 @@ class Reference:
         return seconds
 
     def as_when_measured(self, seconds: float) -> float:
-        """What work that took so long just now would have taken when `unit_s` was measured, by a few steps made now."""
-        return seconds * self.unit_s() / statistics.median([self() for _ in range(SCALING_RUNS)])
+        """Seconds that this process would have spent when `unit_s` was measured, by a few steps made now.
+
+        Of work on the CPU, so unchanged where the steps are a GPU's.
+
+        Raises:
+            StateError: `unit_s` was measured on another device or in another precision.
+        """
+        unit_s = self.unit_s()
+        if self._compute.kind == "cuda":
+            return seconds
+        return seconds * unit_s / statistics.median([self() for _ in range(SCALING_RUNS)])
 
 
 class _Probed:

@@ -13,7 +13,7 @@ import numpy as np
 from builder.files import write_atomically
 from edge_runtime.quality import Values
 
-__all__ = ["is_kept", "keep", "kept_points", "kept_right", "right_within", "shared_points", "shared_right"]
+__all__ = ["is_kept", "keep", "kept_points", "kept_right", "point_within", "shared_points", "shared_right"]
 
 
 def kept_points(folder: Path) -> dict[str, Any]:
@@ -59,14 +59,14 @@ def shared_right(folder: Path, fraction: float) -> Values | None:
     return None if point is None else kept_right(folder, point.get("found_at", fraction))
 
 
-def right_within(folder: Path, ratio: float) -> Values | None:
-    """For each test image whether the best subnet is right that any search of this arm found within a share.
+def point_within(folder: Path, most: float) -> dict[str, Any] | None:
+    """The best subnet that any search of this arm found within a share of the oracle's latency, which may be any.
 
-    Unlike a shared point the share may be any; None where no search found such a subnet.
+    None where no search found one; its `fraction` is where it was found, and what `kept_right` asks for.
     """
     found = [point for point in kept_points(folder).values() if point.get("estimate") is not None]
-    best = _best_within({"fraction": ratio, "further": True}, found)
-    return kept_right(folder, best["found_at"]) if "found_at" in best else None
+    within = [point for point in found if point["ratio"] <= most]
+    return max(within, key=lambda point: float(point["estimate"]), default=None)
 
 
 def _best_within(point: dict[str, Any], found: list[dict[str, Any]]) -> dict[str, Any]:

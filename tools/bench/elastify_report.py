@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from elastify_arms import ARMS, FIGURES, Arm
 from elastify_oracle import oracle_figures
-from elastify_points import kept_points, kept_right, right_within, shared_points, shared_right
-from elastify_quantised import WHOLE, quantised_folder
+from elastify_points import kept_points, kept_right, point_within, shared_points, shared_right
+from elastify_quantised import quantised_folder
 
 from edge_runtime.quality import Comparison, Values
 
@@ -92,18 +92,21 @@ class _Pairs:
         return found
 
     def quantised(self) -> dict[str, Any]:
-        """Ours minus each network that onnxruntime quantised, by the best subnet that was found within its latency."""
-        found = {}
-        for name in ("oracle", *(arm.folder for arm in self._arms if arm.fraction is not None)):
-            folder = quantised_folder(self._work, name)
-            point, other = kept_points(folder).get(f"{WHOLE:.4f}"), kept_right(folder, WHOLE)
-            if point is None or other is None:
-                continue
-            mine = [right_within(self._work / arm.folder, point["ratio"]) for arm in self._arms if arm.name == OURS]
-            known = [right for right in mine if right is not None]
-            if known and len(known) == len(mine):
-                found[name] = _points(np.mean(known, axis=0), other) | {"ratio": point["ratio"]}
-        return found
+        """Each network that onnxruntime quantised, and ours minus it by the best that was found within its latency."""
+        names = ["oracle", *(arm.folder for arm in self._arms if arm.fraction is not None)]
+        folders = {name: quantised_folder(self._work if name == "oracle" else self._work / name) for name in names}
+        points = {name: list(kept_points(folder).values()) for name, folder in folders.items()}
+        return {name: self._beside(folders[name], *found) for name, found in points.items() if found}
+
+    def _beside(self, folder: Path, point: dict[str, Any]) -> dict[str, Any]:
+        about = {"ratio": point["ratio"], "accuracy": point["accuracy"]}
+        own = [self._work / arm.folder for arm in self._arms if arm.name == OURS]
+        found = [point_within(each, point["ratio"]) for each in own]
+        rights = [at and kept_right(each, at["fraction"]) for each, at in zip(own, found, strict=True)]
+        mine, other = _mean_of(rights), kept_right(folder, point["fraction"])
+        if mine is None or other is None:  # what is slower is no answer to it
+            return about
+        return about | _points(mine, other) | {"ours_ratios": [at["ratio"] for at in found if at]}
 
     def _pair(self, name: str, fraction: float) -> dict[str, Any] | None:
         sides = self._sides(name, fraction)
@@ -119,8 +122,13 @@ class _Pairs:
     def _mean(self, name: str, fraction: float, seeds: Sequence[int] | None = None) -> Values | None:
         chosen = [arm for arm in self._arms if arm.name == name and (seeds is None or arm.seed in seeds)]
         found = [shared_right(self._work / arm.folder, fraction) for arm in chosen]
-        known = [right for right in found if right is not None]
-        return np.mean(known, axis=0) if known and len(known) == len(found) else None
+        return _mean_of(found)
+
+
+def _mean_of(rights: Sequence[Values | None]) -> Values | None:
+    """For each image the mean of all seeds; None where one of them has nothing."""
+    known = [right for right in rights if right is not None]
+    return np.mean(known, axis=0) if known and len(known) == len(rights) else None
 
 
 def _points(own: Values, other: Values) -> dict[str, Any]:

@@ -11,7 +11,6 @@ the limit is corrected by the finalists, and the search repeated. Each point is 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +19,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from elastify_arms import BUNDLE, PLAIN, Arm, latency_ratio
+from elastify_arms import BUNDLE, PLAIN, Arm
 from elastify_data import TinyImages
 from elastify_oracle import GRAPH
 from elastify_pace import alone
 from elastify_points import is_kept, keep
+from elastify_tested import ALL_THREADS, BATCH, ONE_THREAD, network_point, rights_of
 
 from builder.runlog import RunLog
 from edge_runtime.additive import AdditiveCost
-from edge_runtime.backends import Session, SessionOptions, open_session, open_static, runtime_versions
+from edge_runtime.backends import Session, open_session, open_static, runtime_versions
 from edge_runtime.bundle import Bundle
 from edge_runtime.errors import BudgetError
 from edge_runtime.evaluate import Evaluator
@@ -41,10 +41,9 @@ from edge_runtime.search import EvolutionSearch
 from edge_runtime.seeds import near_budget_seeds
 from edge_runtime.state import StateDir
 
-__all__ = ["FRACTIONS", "ONE_THREAD", "Effort", "network_point", "oracle_right", "score_arm"]
+__all__ = ["FRACTIONS", "Effort", "score_arm"]
 
 FRACTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-BATCH = 50
 CORRECTIONS, CLOSE = 3, 0.98
 TIMED_SEEDS = 5
 """Subnets near a limit whose median ratio corrects it: one alone is off by a few percent."""
@@ -53,9 +52,6 @@ FINALISTS, SEARCHES, LOWER = 6, 4, 0.99
 next one is lower at least."""
 CONFIRMING = 3
 """Times as many runs for the one that is chosen."""
-
-ONE_THREAD = SessionOptions(threads=1)
-ALL_THREADS = SessionOptions(threads=len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +106,11 @@ def _score_missing(
 ) -> None:
     folder, oracle = work / arm.folder, open_static((work / GRAPH).read_bytes(), ONE_THREAD)
     if arm.fraction is not None:
-        keep(folder, arm.fraction, *network_point((folder / PLAIN).read_bytes(), folder.name, oracle, images, effort))
+        keep(
+            folder,
+            arm.fraction,
+            *network_point((folder / PLAIN).read_bytes(), folder.name, oracle, images, effort.runs),
+        )
         return
     scorer = _Scorer(folder, oracle, images, effort, seed)
     for fraction in missing:
@@ -119,30 +119,6 @@ def _score_missing(
             point |= {"further": fraction in further}
             keep(folder, fraction, point, right)
             said |= {key: point.get(key) for key in ("fraction", "ratio", "accuracy", "gates", "reason")}
-
-
-def oracle_right(images: TinyImages, work: Path) -> Values:
-    """For each test image 1.0 where the oracle names the right class, else 0.0."""
-    return _right(open_static((work / GRAPH).read_bytes(), ALL_THREADS), None, images)
-
-
-def network_point(
-    content: bytes, name: str, oracle: Session, images: TinyImages, effort: Effort
-) -> tuple[dict[str, Any], Values]:
-    """Latency and accuracy of a plain graph, and whether it is right on each test image."""
-    with alone(f"tools/bench/elastify.py: {name}"):
-        ratio = latency_ratio(open_static(content, ONE_THREAD), oracle, effort.runs)
-    right = _right(open_static(content, ALL_THREADS), None, images)
-    return {"reachable": True, "ratio": ratio, "accuracy": float(right.mean())}, right
-
-
-def _right(session: Session, gates: Gates | None, images: TinyImages) -> Values:
-    name, test = session.inputs[0].name, images.test
-    found = []
-    for start in range(0, len(test), BATCH):
-        batch = test.inputs(slice(start, start + BATCH)).contiguous().numpy()
-        found.append(next(iter(session.run({name: batch}, gates).values())).argmax(1))
-    return np.asarray(np.concatenate(found) == test.labels, np.float64)
 
 
 class _Scorer:
@@ -190,7 +166,7 @@ class _Scorer:
     def _tested(
         self, about: dict[str, Any], score: Score, estimate: float, ratio: float
     ) -> tuple[dict[str, Any], Values]:
-        right = _right(self._plain, score.gates, self._images)
+        right = rights_of(self._plain, score.gates, self._images.test)
         about |= {"reachable": True, "gates": str(score.gates), "ratio": ratio, "accuracy": float(right.mean())}
         about |= {"search_accuracy": score.quality, "estimate": estimate, "alternatives": _labels(score.gates)}
         return about, right

@@ -22,7 +22,7 @@ from edge_runtime.backends.onnx.passes.last_channels import LastChannels
 from edge_runtime.backends.onnx.passes.names import branches_of, graphs_of, integer_of
 from edge_runtime.backends.onnx.passes.scope import CHANNELS, Scope, Shape, Value
 
-__all__ = ["PLACELESS", "CrossingReport", "Shape", "keep_blocked", "value_shapes"]
+__all__ = ["PLACELESS", "CrossingReport", "keep_blocked", "value_shapes"]
 
 _SUM_INPUT = 3
 """Position of the value that a blocked Conv adds to its result before its activation."""
