@@ -5,9 +5,10 @@
 Tiny-ImageNet-100 and one MobileNetV2 oracle from ImageNet weights. Every arm trains for the same time from the same
 oracle, in a process of its own that can be killed and started again at any moment, and is scored by the same labelled
 search on images of its own; beside them stand the oracle and the networks of their own as onnxruntime quantises them.
-`all` runs what is missing; `oracle`, `train` and `score` are its steps. A file STOP in the work folder stops it within
-seconds, with its checkpoints kept. Progress is in log.jsonl and the arms' progress.json. Arms may train beside each
-other too, each by `train` on a part of the cores: they make as many steps as alone.
+`all` runs what is missing; `oracle`, `train` and `score` are its steps, and `report` says what is scored so far. A file
+STOP in the work folder stops it within seconds, with its checkpoints kept. Progress is in log.jsonl and the arms'
+progress.json. Arms may train beside each other too, each by `train` on a part of the cores: they make as many steps as
+alone.
 
 Latency is the median of one frame on one thread, over that of the oracle's static ONNX export in the same rounds. Only
 what is timed holds the machine's lock: training may go on beside other work. The last line is one JSON object.
@@ -103,6 +104,7 @@ def _arguments() -> argparse.Namespace:
     train.add_argument("arm", choices=sorted(ARMS), help="; ".join(f"{name}: {text}" for name, text in ARMS.items()))
     train.add_argument("--seed", type=int, default=0)
     verbs.add_parser("score", parents=[shared], help="score what is trained")
+    verbs.add_parser("report", parents=[shared], help="say what is scored so far, and score no more")
     verbs.add_parser("all", parents=[shared], help="run what is missing, in order")
     arguments = parser.parse_args()
     if arguments.minutes is not None and arguments.minutes <= 0:
@@ -120,7 +122,7 @@ def _bench(arguments: argparse.Namespace) -> dict[str, Any]:
     settings |= {"batch_size": scale.training.batch_size}
     claim_work(arguments.work, "bench-elastify", settings)
     _watch(arguments.work)
-    verbs = {"oracle": _oracle, "train": _train, "score": _score, "all": _all}
+    verbs = {"oracle": _oracle, "train": _train, "score": _score, "report": _report, "all": _all}
     return settings | verbs[arguments.verb](arguments, scale)
 
 
@@ -147,8 +149,6 @@ def _train(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
 def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
     """Points of every trained arm, of ours at the latency of each network that was made for one too; and in 8 bits."""
     work, images = arguments.work, _images(arguments)
-    if not (work / RESULT).exists():
-        raise StateError(f"there is no oracle in {work}", hint="train it first: elastify.py oracle")
     trained = _trained(work)
     made_for_one = [arm for arm in trained if arm.fraction is not None]
     with RunLog(work / "log.jsonl") as log:
@@ -161,12 +161,23 @@ def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
         plain = {work: GRAPH} | {work / arm.folder: PLAIN for arm in made_for_one}
         for folder, name in plain.items():
             score_quantised(folder, (folder / name).read_bytes(), images, work, scale.effort.runs, log)
-    result = report(work, trained, scale.fractions, oracle_right(images, work))
+    return _known(work, images, scale)
+
+
+def _report(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
+    """What is scored so far; nothing is trained or scored."""
+    return _known(arguments.work, _images(arguments), scale)
+
+
+def _known(work: Path, images: TinyImages, scale: Scale) -> dict[str, Any]:
+    result = report(work, _trained(work), scale.fractions, oracle_right(images, work))
     write_atomically(work / "result.json", json.dumps(result, indent=1).encode())
     return result
 
 
 def _trained(work: Path) -> list[Arm]:
+    if not (work / RESULT).exists():
+        raise StateError(f"there is no oracle in {work}", hint="train it first: elastify.py oracle")
     described = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(work.glob(f"*/{FIGURES}"))]
     return [Arm(about["arm"], about["seed"]) for about in described]
 
