@@ -95,7 +95,7 @@ def _lines(arguments: argparse.Namespace, log: RunLog, compute: Compute) -> list
         with contextlib.redirect_stdout(sys.stderr):
             return run_verb(arguments, log, compute)
     except NothingElasticError as error:
-        print("\n".join(report_lines(error.report, arguments.report or "text")))
+        print("\n".join(report_lines(error.report, getattr(arguments, "report", None) or "text")))
         raise
 
 

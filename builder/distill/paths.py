@@ -88,7 +88,7 @@ def train_paths(
         BuildError: the loss jumped too often.
     """
     compute = compute or Compute()
-    if not any(parameter.requires_grad for parameter in supernet.bodies.parameters()):  # skips alone learn nothing
+    if not supernet.learns:
         return 0.0
     sampler = _sampler(supernet, source, compute, latency)
     quick = with_folded_originals(supernet)

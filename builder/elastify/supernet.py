@@ -100,6 +100,11 @@ class Supernet(nn.Module):
         self.fixed.eval()
         return self
 
+    @property
+    def learns(self) -> bool:
+        """Whether any alternative can be trained; skips alone cannot."""
+        return any(parameter.requires_grad for parameter in self.bodies.parameters())
+
     def alternative(self, unit: int, value: int) -> nn.Module:
         """The module that computes alternative `value` of a unit; 0 is the frozen original."""
         return self.fixed[self.units[unit].segment] if value == 0 else self.bodies[unit][value - 1]

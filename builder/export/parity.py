@@ -16,12 +16,12 @@ from builder.errors import BuildError
 from builder.export.codes import check_codes
 from builder.export.names import graph_inputs, graph_outputs
 from builder.int8.modules import QuantizedConv
-from edge_runtime.backends import CODES_TOLERANCE, Session, SessionOptions, open_session
+from edge_runtime.backends import CODES_TOLERANCE, Session, SessionOptions, open_session, open_static
 from edge_runtime.backends.base import relative_difference
 from edge_runtime.bundle import Bundle
 from edge_runtime.gates import Gates
 
-__all__ = ["ParityReport", "check_parity", "is_coded"]
+__all__ = ["ParityReport", "check_parity", "check_static", "is_coded"]
 
 ORACLE_TOLERANCE = 1e-4
 ALTERNATIVE_TOLERANCE = 1e-3
@@ -100,6 +100,37 @@ def _covering_vectors(supernet: Supernet) -> Iterator[Gates]:
             yield space.default.replace(index, value)
     for shift in range(max(group.size for group in space.groups)):
         yield space.gates([(index + shift) % group.size for index, group in enumerate(space.groups)])
+
+
+def check_static(content: bytes, oracle: nn.Module, images: Tensor) -> float:
+    """Compare a static graph, as `static_model` makes it, with the network it is of.
+
+    Args:
+        content: the graph, with one input.
+        oracle: the network.
+        images: preprocessed images [N, C, H, W].
+
+    Returns:
+        The largest `relative_difference` of an output.
+
+    Raises:
+        BackendError: onnxruntime refuses the graph.
+        BuildError: the difference is not finite, or above 1e-4.
+    """
+    session = open_static(content, SessionOptions(threads=torch.get_num_threads()))
+    worst = 0.0
+    for batch in images.split(BATCH):
+        found = session.run({session.inputs[0].name: batch.numpy()}).values()
+        with torch.no_grad():
+            wanted = tensors_of(oracle.eval()(batch))
+        differences = [relative_difference(w.numpy(), f) for w, f in zip(wanted, found, strict=True)]
+        worst = float(np.max([worst, *differences]))  # NaN if one of them is
+    session.close()
+    if not worst <= ORACLE_TOLERANCE:
+        raise BuildError(
+            f"the static graph differs from the network by {worst:.1e} of its largest output", hint="export it again"
+        )
+    return worst
 
 
 class _Runner:

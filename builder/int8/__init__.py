@@ -1,4 +1,8 @@
-"""Copies of trained units that compute in 8 bits: `modules` (the layers), `quantise` (one piece), `supernet` (all)."""
+"""Copies of trained units that compute in 8 bits.
+
+`modules` holds the layers; `layers` finds what becomes one, `ranges` where values are cut; `quantise` copies one piece
+and `supernet` all.
+"""
 
 from builder.int8.modules import Coding, DecodedConv, DecodedLinear, Dequantize, Quantize, QuantizedConv
 from builder.int8.quantise import Quantised, quantised

@@ -17,7 +17,15 @@ from typing import Any
 from builder.data import Augmentation, Source
 from builder.distill import LocalConfig, LoopConfig, PathConfig, train_local, train_paths
 from builder.elastify import Supernet
-from builder.recipes.common import claim_work
+from builder.recipes.common import (
+    LEAST_LOCAL_STEPS,
+    LEAST_PATH_STEPS,
+    LOCAL_EPOCHS,
+    LOCAL_RATE,
+    PATH_EPOCHS,
+    PATH_RATE,
+    claim_work,
+)
 from builder.runlog import RunLog
 from builder.training import Batch, Compute, Ranks
 from edge_runtime.errors import StateError, UsageError
@@ -26,16 +34,12 @@ __all__ = ["AUGMENTATIONS", "TrainSettings", "kept_training", "new_training", "s
 
 AUGMENTATIONS: Mapping[str, Augmentation | None] = {"none": None, "mild": Augmentation()}
 
-LOCAL_EPOCHS, PATH_EPOCHS = 5, 30
-LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 100, 300
-"""Where nothing is said. For few images: what the alternatives need is steps, not passes over the data."""
-
 LOCAL_SHARE = 0.25
 """Part of the time, and of the passes, that the local stage gets."""
 
 DEFAULT_BATCH, DEFAULT_AUGMENT = 32, "mild"
-LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
-"""At the default batch size; see `scaled_rate`."""
+"""`LOCAL_RATE` and `PATH_RATE` are for this batch size; see `scaled_rate`."""
+
 PROBE_STEPS = 6
 
 _NAMED = ("batch_size", "augment", "labels", "latency")
@@ -65,6 +69,10 @@ class TrainSettings:
     user gave. Empty: paths are even over multiply-accumulates."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise UsageError(f"a batch holds 1 image or more, not {self.batch_size!r}")
+        if not isinstance(self.labels, bool) or not isinstance(self.latency, str):
+            raise UsageError(f"labels are used or not, a latency has a name: not {self.labels!r} and {self.latency!r}")
         if min(self.local_steps, self.path_steps) < 1:
             raise UsageError("a training takes at least one step of each stage", hint="give it more epochs or minutes")
         if self.augment not in AUGMENTATIONS:
@@ -169,7 +177,7 @@ def _read(path: Path) -> TrainSettings | None:
         return TrainSettings(**body)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
         raise StateError(f"{path} cannot be read: {error}", hint="delete it to train again") from error
 
 
@@ -180,6 +188,8 @@ def _steps(given: Mapping[str, Any], source: Source, supernet: Supernet, compute
         return max(1, round(LOCAL_SHARE * given["epochs"] * batches)), given["epochs"] * batches
     if "minutes" not in given:
         return max(LOCAL_EPOCHS * batches, LEAST_LOCAL_STEPS), max(PATH_EPOCHS * batches, LEAST_PATH_STEPS)
+    if not supernet.learns:
+        return 1, 1
     local_s, path_s = _step_seconds(source, supernet, compute)
     seconds = 60 * given["minutes"]
     return max(1, int(LOCAL_SHARE * seconds / local_s)), max(1, int((1 - LOCAL_SHARE) * seconds / path_s))

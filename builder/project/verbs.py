@@ -10,7 +10,7 @@ from typing import Any
 
 from builder.data import Source, source_of
 from builder.elastify import ElastifyReport, NothingElasticError, Supernet
-from builder.export import check_parity, static_model
+from builder.export import check_parity, check_static, static_model
 from builder.export import pack as pack_supernet
 from builder.files import write_atomically
 from builder.fit import accuracy
@@ -22,13 +22,16 @@ from builder.recipes.common import train_supernet, weights_digest
 from builder.training import Compute
 from edge_runtime.additive import AdditiveCost
 from edge_runtime.bundle import Bundle, write_bundle
-from edge_runtime.errors import BundleError, StateError
+from edge_runtime.errors import BackendError, BundleError, StateError
 from edge_runtime.gates import is_in_8_bits
 
 __all__ = ["check", "elastify", "export", "pack", "report_lines", "train"]
 
 EXPORT = "export"
 """Folder in the work folder with model.onnx, weights.bin and manifest.json: a bundle that is not packed yet."""
+
+ORACLE_GRAPH = "oracle.onnx"
+"""The network itself as a static graph, the yardstick of every latency."""
 
 CHECKED, FITTED = "check.json", "export.json"
 """Which export was checked; the weights of the last one, some of which are fitted to images."""
@@ -89,6 +92,8 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
         return []
     project.keep_trained()
     lines = [f"trained: {settings.local_steps} steps alone, {settings.path_steps} steps as whole subnets"]
+    if not supernet.learns:
+        lines = ["nothing to train: every alternative leaves its unit out"]
     lines += _agreement(project, latency, compute)
     if skipped := getattr(data.train, "skipped", ()):
         project.log.event("data.skipped", {"count": len(skipped), "first": str(skipped[0])})
@@ -127,7 +132,7 @@ def export(project: Project, name: str | None = None, *, int8: bool = True) -> l
     with project.log.step("export") as figures:
         bundle = pack_supernet(supernet, project.prior(supernet), info, work / EXPORT)
         oracle = static_model(project.oracle, project.held_out[:2])
-        write_atomically(work / "oracle.onnx", oracle)
+        write_atomically(work / ORACLE_GRAPH, oracle)
         figures |= {"digest": bundle.digest, "bytes": len(bundle.model_bytes) + len(bundle.weights)}
     (work / CHECKED).unlink(missing_ok=True)
     write_atomically(work / FITTED, json.dumps({"weights": weights_digest(supernet)}).encode())
@@ -137,7 +142,7 @@ def export(project: Project, name: str | None = None, *, int8: bool = True) -> l
         f"{len(supernet.units)} units with {alternatives} alternatives{_in_8_bits(supernet)}: "
         f"{supernet.space.size():.3g} subnets, storage {report.storage_ratio:.2f}x the network's",
         f"{work / EXPORT}: the gated graph, {graph_mib:.1f} MiB, and {weights_mib:.1f} MiB of weights",
-        f"{work / 'oracle.onnx'}: the network itself, {len(oracle) / 2**20:.1f} MiB",
+        f"{work / ORACLE_GRAPH}: the network itself, {len(oracle) / 2**20:.1f} MiB",
         f"next: nnf-build check --work {work}",
     ]
 
@@ -152,11 +157,13 @@ def check(project: Project) -> list[str]:
     bundle = _exported(project.work)
     with project.log.step("check") as figures:
         report = check_parity(_supernet_of(project, bundle), project.oracle, bundle, project.held_out)
-        figures |= dataclasses.asdict(report)
+        static_error = _static_error(project)
+        figures |= dataclasses.asdict(report) | {"static_error": static_error}
     body = {"digest": bundle.digest} | dataclasses.asdict(report)
     write_atomically(project.work / CHECKED, json.dumps(body, indent=1).encode())
     lines = [
         f"the default gates are the network: largest difference {report.oracle_error:.1e} over {report.images} images",
+        f"its static graph is, too: largest difference {static_error:.1e}",
         f"every alternative is what torch makes of it, in {report.vectors} gate vectors: largest relative difference "
         f"{report.alternative_error:.1e}",
     ]
@@ -189,7 +196,8 @@ def pack(project: Project, out: Path) -> list[str]:
     if not _is_checked(project.work, bundle):
         check(project)
     packed = write_bundle(out, bundle.manifest, bundle.model_bytes, bundle.weights)
-    return [f"{out}: {packed.manifest.name}, digest {packed.digest[:12]}, {out.stat().st_size / 2**20:.1f} MiB"]
+    size_mib = (len(packed.model_bytes) + len(packed.weights)) / 2**20
+    return [f"{out}: {packed.manifest.name}, digest {packed.digest[:12]}, {size_mib:.1f} MiB"]
 
 
 def _exported(work: Path) -> Bundle:
@@ -199,6 +207,15 @@ def _exported(work: Path) -> Bundle:
         return Bundle.read(work / EXPORT)
     except BundleError as error:
         raise StateError(f"the export in {work} is damaged: {error.message}", hint="export it again") from error
+
+
+def _static_error(project: Project) -> float:
+    """How far the network's static graph is from it."""
+    path = project.work / ORACLE_GRAPH
+    try:
+        return check_static(path.read_bytes(), project.oracle, project.held_out)
+    except (OSError, BundleError, BackendError) as error:
+        raise StateError(f"{path} cannot be read: {error}", hint="export it again") from error
 
 
 def _is_checked(work: Path, bundle: Bundle) -> bool:

@@ -38,6 +38,12 @@ from edge_runtime.errors import StateError
 __all__ = [
     "CHECK_IMAGES",
     "FIT_IMAGES",
+    "LEAST_LOCAL_STEPS",
+    "LEAST_PATH_STEPS",
+    "LOCAL_EPOCHS",
+    "LOCAL_RATE",
+    "PATH_EPOCHS",
+    "PATH_RATE",
     "Plan",
     "Request",
     "build_bundle",
@@ -56,6 +62,13 @@ FIT_IMAGES = 128
 
 CHECK_IMAGES = 256
 """Validation images, without labels, for the prior and the parity with torch."""
+
+LOCAL_EPOCHS, PATH_EPOCHS = 5, 30
+LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 100, 300
+"""Where nothing is said. For few images: what the alternatives need is steps, not passes over the data."""
+
+LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
+"""Learning rates of both stages at 32 images a step."""
 
 
 @dataclass(frozen=True, slots=True)

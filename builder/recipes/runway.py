@@ -8,7 +8,20 @@ from builder.distill import LocalConfig, LoopConfig, PathConfig
 from builder.elastify import ElasticOptions
 from builder.export import BundleInfo
 from builder.fod import FodCrops, load_crops
-from builder.recipes.common import Plan, Request, build_bundle, claim_work, preprocessing_of, provenance
+from builder.recipes.common import (
+    LEAST_LOCAL_STEPS,
+    LEAST_PATH_STEPS,
+    LOCAL_EPOCHS,
+    LOCAL_RATE,
+    PATH_EPOCHS,
+    PATH_RATE,
+    Plan,
+    Request,
+    build_bundle,
+    claim_work,
+    preprocessing_of,
+    provenance,
+)
 from builder.recipes.runway_oracle import AUGMENTATION, RESOLUTION, as_image_set, default_config, train_oracle
 from builder.runlog import RunLog
 from edge_runtime.bundle import Bundle
@@ -17,9 +30,6 @@ from edge_runtime.errors import UsageError
 __all__ = ["build", "default_plan", "select_crops"]
 
 BATCH = 32
-LOCAL_EPOCHS, PATH_EPOCHS = 5, 30
-LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 100, 300
-"""For few images: what the alternatives need is steps, not passes over the data."""
 
 
 def default_plan(steps_per_epoch: int, seed: int) -> Plan:
@@ -28,8 +38,8 @@ def default_plan(steps_per_epoch: int, seed: int) -> Plan:
     path_epochs = max(PATH_EPOCHS, -(-LEAST_PATH_STEPS // steps_per_epoch))
     return Plan(
         options=ElasticOptions(),
-        local=LocalConfig(LoopConfig(local_epochs, steps_per_epoch, learning_rate=2e-3, seed=seed)),
-        paths=PathConfig(LoopConfig(path_epochs, steps_per_epoch, learning_rate=1.5e-3, seed=seed)),
+        local=LocalConfig(LoopConfig(local_epochs, steps_per_epoch, learning_rate=LOCAL_RATE, seed=seed)),
+        paths=PathConfig(LoopConfig(path_epochs, steps_per_epoch, learning_rate=PATH_RATE, seed=seed)),
         batch_size=BATCH,
         augmentation=AUGMENTATION,
         seed=seed,

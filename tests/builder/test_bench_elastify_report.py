@@ -19,7 +19,7 @@ from elastify_arms import Arm
 from elastify_data import load_images
 from elastify_oracle import GRAPH
 from elastify_points import keep, kept_points, kept_right, point_within, shared_points, shared_right
-from elastify_quantised import quantised_folder, quantised_graph, score_quantised
+from elastify_quantised import WHOLE, quantised_folder, quantised_graph, score_quantised
 from elastify_report import report
 from torch import nn
 
@@ -58,11 +58,43 @@ def test_the_report_pairs_arms_by_image(tmp_path):
     assert found["ours_minus"]["oracle"]["0.60"]["points"] == pytest.approx(-6.0)
     assert set(found["ours_minus"]["adaptivenet"]) == {"0.60"}
     assert found["ours_minus_adaptivenet_up_to_70"]["budgets"] == 1
-    met = {bar["bar"].split(",")[0]: bar["met"] for bar in found["bars"]}
-    assert met["over AdaptiveNet"] is True
-    assert met["under the oracle at 60 %"] is False
-    assert met["under the oracle at 80 %"] is None
+    met = met_of(found)
+    assert met["over AdaptiveNet, mean of the budgets up to 70 %, points"] is None  # 40 % is missing
+    assert met["under the oracle at 60 %, points"] is False
+    assert met["under the oracle at 80 %, points"] is None
     assert set(found["arms"]) == {arm.folder for arm in arms[:4]}
+    of_one = report(tmp_path, arms, (0.6,), (np.arange(100) < 85).astype(float))
+    assert met_of(of_one)["over AdaptiveNet, mean of the budgets up to 70 %, points"] is True
+    assert met_of(of_one)["over AdaptiveNet where it is least, points"] is True
+
+
+def met_of(found):
+    return {bar["bar"]: bar["met"] for bar in found["bars"]}
+
+
+def test_the_report_sets_one_seed_beside_the_same_seed(tmp_path):
+    (tmp_path / "oracle.json").write_text("{}")
+    arms = (Arm("ours", 0), Arm("ours", 1), Arm("naive", 1))
+    for arm, right in zip(arms, (90, 80, 70), strict=True):
+        (tmp_path / arm.folder).mkdir()
+        (tmp_path / arm.folder / "arm.json").write_text(json.dumps({"arm": arm.name}))
+        keep(tmp_path / arm.folder, 0.6, {"reachable": True}, (np.arange(100) < right).astype(float))
+    assert report(tmp_path, arms, (0.6,), np.ones(100))["ours_minus"]["naive"]["0.60"]["points"] == pytest.approx(10.0)
+
+
+def test_no_bar_about_networks_of_their_own_is_met_before_all_are_there(tmp_path):
+    (tmp_path / "oracle.json").write_text("{}")
+    arms = (Arm("ours", 0), *(Arm(f"purpose-{percent}", 0) for percent in (80, 60, 40)))
+    for count in (2, 3, 4):
+        for arm in arms[:count]:
+            (tmp_path / arm.folder).mkdir(exist_ok=True)
+            (tmp_path / arm.folder / "arm.json").write_text(json.dumps({"arm": arm.name}))
+            at = arm.fraction or 0.6
+            keep(tmp_path / arm.folder, at, {"reachable": True, "ratio": at}, (np.arange(100) < 70).astype(float))
+        for arm in arms[1:count]:
+            keep(tmp_path / "ours-seed0", arm.fraction, {"reachable": True}, (np.arange(100) < 80).astype(float))
+        met = met_of(report(tmp_path, arms[:count], (0.6,), np.ones(100)))
+        assert met["under a network of its own where it is most, points"] is (True if count == 4 else None)
 
 
 def test_the_report_sets_ours_beside_what_the_runtime_itself_quantises(tmp_path):
@@ -78,8 +110,8 @@ def test_the_report_sets_ours_beside_what_the_runtime_itself_quantises(tmp_path)
     keep(tmp_path / "purpose-40-seed0", 0.4, {"fraction": 0.4, "ratio": 0.39}, np.zeros(100))
     for folder, ratio in ((tmp_path, 0.55), (tmp_path / "purpose-40-seed0", 0.25)):
         quantised_folder(folder).mkdir()
-        point = {"fraction": 1.0, "ratio": ratio, "accuracy": 0.78}
-        keep(quantised_folder(folder), 1.0, point, (np.arange(100) < 78).astype(float))
+        point = {"reachable": True, "ratio": ratio, "accuracy": 0.78}  # as `network_point` makes it
+        keep(quantised_folder(folder), WHOLE, point, (np.arange(100) < 78).astype(float))
     found = report(tmp_path, arms, (0.6, 0.5), np.ones(100))["ours_minus"]["quantised"]
     assert found["oracle"]["points"] == pytest.approx(1.0)  # what is at 0.58 is too slow for it
     assert found["oracle"]["ours_ratios"] == [0.49, 0.5]

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 
 from builder import checkpoint
 from builder.cli import main
+from builder.export import static_model
 from builder.project.plan import TrainSettings, stage_configs
 from builder.project.safetensors import read_safetensors
 from edge_runtime.bundle import Bundle, write_bundle
@@ -299,6 +300,36 @@ def test_minutes_become_steps_once(place):
     assert json.loads((place / "w" / "train.json").read_text()) == settled
 
 
+def test_skips_alone_are_trained_in_no_time(place, capsys):
+    build(*BEGIN, "--storage-ratio", "1.0001")
+    build("train", "--minutes", "1")
+    assert "nothing to train" in capsys.readouterr().out
+    build("export", "--no-int8")
+    build("pack", "--out", "skips.nnf")
+    labels = {label for group in Bundle.read(place / "skips.nnf").manifest.space.groups for label in group.labels}
+    assert labels == {"original", "skip"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 0}, {"batch_size": "32"}, {"labels": "no"}, {"latency": 1}, {"augment": "wild"}]
+)
+def test_a_record_of_the_training_that_cannot_be_is_an_error(place, capsys, change):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    path = place / "w" / "train.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    build("train", code=74)
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_a_network_that_lost_its_units_is_one_clear_error_later_too(place, capsys):
+    build(*BEGIN)
+    (place / "model.py").write_text(MODEL.replace("x + self.body(x)", "x"))
+    sys.modules.pop("nnf_project_model", None)
+    build("train", code=2)
+    assert "elastic" in capsys.readouterr().err
+
+
 # -- what goes wrong before anything is begun ----------------------------------------------------------------------
 
 
@@ -390,6 +421,38 @@ def test_an_export_that_was_changed_is_not_packed(place, capsys):
     build("pack", code=74)
     assert "damaged" in capsys.readouterr().err
     assert not list(place.rglob("*.nnf"))
+
+
+def test_a_static_graph_that_is_not_the_network_is_found(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("export", "--no-int8")
+    graph = place / "w" / "oracle.onnx"
+    kept = graph.read_bytes()
+    build("check")
+    assert "its static graph is, too" in capsys.readouterr().out
+    scope = {}
+    exec(MODEL, scope)
+    torch.manual_seed(5)
+    graph.write_bytes(static_model(scope["network"]().eval(), torch.zeros(2, 3, 16, 16)))
+    build("check", code=1)
+    assert "static graph differs" in capsys.readouterr().err
+    for content in (kept[:100], None):
+        graph.write_bytes(content) if content else graph.unlink()
+        build("check", code=74)
+        assert "export it again" in capsys.readouterr().err
+
+
+def test_the_size_of_a_bundle_in_a_folder_is_that_of_its_files(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("export")
+    build("pack", "--out", "folder")
+    assert (place / "folder").is_dir()
+    said = float(re.search(r"([0-9.]+) MiB", capsys.readouterr().out.splitlines()[-1])[1])
+    size = sum(path.stat().st_size for path in (place / "folder").iterdir())
+    assert said == pytest.approx(size / 2**20, abs=0.1)
+    assert said > 0
 
 
 def test_an_export_with_and_without_8_bits_is_checked_as_what_it_is(place, capsys):

@@ -26,7 +26,7 @@ from builder.distill import measure_prior
 from builder.elastify import ElasticOptions, Supernet
 from builder.elastify.cost import storage_bytes
 from builder.errors import BuildError
-from builder.export import BundleInfo, is_coded, pack, static_model
+from builder.export import BundleInfo, check_codes, is_coded, pack, static_model
 from builder.files import write_atomically
 from builder.recipes.common import CHECK_IMAGES, FIT_IMAGES, Request, finished, make_supernet, provenance, spread
 from builder.runlog import RunLog
@@ -261,8 +261,10 @@ class _Run:
 def _parity(supernet: Supernet, bundle: Bundle, images: Tensor) -> float:
     """The largest difference of the bundle's logits from torch, relative; over vectors that have every alternative.
 
-    Vectors that compute in 8 bits have a limit of their own, `CODES_TOLERANCE`, and are not in it.
+    Vectors that compute in 8 bits have a limit of their own, `CODES_TOLERANCE`, and are not in it; as rounding alone
+    may come near to it, the numbers of their layers are compared too.
     """
+    check_codes(supernet, bundle)
     session, worst, worst_coded = open_session(bundle), 0.0, 0.0
     name = session.inputs[0].name
     covering = [*covering_vectors(supernet.space), *covering_vectors(supernet.space, but=is_in_8_bits)]

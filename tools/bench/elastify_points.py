@@ -13,7 +13,7 @@ import numpy as np
 from builder.files import write_atomically
 from edge_runtime.quality import Values
 
-__all__ = ["is_kept", "keep", "kept_points", "kept_right", "point_within", "shared_points", "shared_right"]
+__all__ = ["is_kept", "keep", "kept_points", "kept_right", "key_of", "point_within", "shared_points", "shared_right"]
 
 
 def kept_points(folder: Path) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def kept_right(folder: Path, fraction: float) -> Values | None:
 
 def is_kept(folder: Path, fraction: float) -> bool:
     """Whether an arm has a point at this share."""
-    return _key(fraction) in kept_points(folder)
+    return key_of(fraction) in kept_points(folder)
 
 
 def keep(folder: Path, fraction: float, point: dict[str, Any], right: Values | None) -> None:
@@ -38,7 +38,7 @@ def keep(folder: Path, fraction: float, point: dict[str, Any], right: Values | N
     if right is not None:
         with _right_path(folder, fraction).open("wb") as file:
             np.save(file, right.astype(np.uint8))
-    points = kept_points(folder) | {_key(fraction): point}
+    points = kept_points(folder) | {key_of(fraction): point}
     write_atomically(folder / "score.json", json.dumps(points, indent=1).encode())
 
 
@@ -55,7 +55,7 @@ def shared_points(folder: Path) -> dict[str, Any]:
 
 def shared_right(folder: Path, fraction: float) -> Values | None:
     """For each test image whether the subnet of a shared point is right; None where there is none."""
-    point = shared_points(folder).get(_key(fraction))
+    point = shared_points(folder).get(key_of(fraction))
     return None if point is None else kept_right(folder, point.get("found_at", fraction))
 
 
@@ -77,9 +77,10 @@ def _best_within(point: dict[str, Any], found: list[dict[str, Any]]) -> dict[str
     return point if best is point else best | {"fraction": point["fraction"], "found_at": best["fraction"]}
 
 
-def _key(fraction: float) -> str:
+def key_of(fraction: float) -> str:
+    """By what name a point of this share is kept."""
     return f"{fraction:.4f}"
 
 
 def _right_path(folder: Path, fraction: float) -> Path:
-    return folder / f"right-{_key(fraction)}.npy"
+    return folder / f"right-{key_of(fraction)}.npy"

@@ -28,7 +28,7 @@ from builder.recipes.common import FIT_IMAGES, spread
 from builder.runlog import RunLog
 from edge_runtime.backends import open_static
 
-__all__ = ["quantised_folder", "quantised_graph", "score_quantised"]
+__all__ = ["WHOLE", "quantised_folder", "quantised_graph", "score_quantised"]
 
 WHOLE = 1.0
 """The key of the one point of a folder."""

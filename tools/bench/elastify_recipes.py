@@ -24,6 +24,7 @@ from builder.project.plan import DEFAULT_BATCH, LOCAL_SHARE, TrainSettings, scal
 from builder.runlog import RunLog
 from builder.training import Batch, BatchSource, Compute, identity_of, run_loop
 from builder.training.loop import Backward, Step
+from edge_runtime.errors import UsageError
 from edge_runtime.gates import Gates, GateSpace
 
 __all__ = ["Training", "adaptivenet_stages", "naive_stages", "our_stages", "purpose_stages"]
@@ -45,10 +46,14 @@ class Training:
     """Of each arm, above 0."""
 
     batch_size: int = DEFAULT_BATCH
-    """Images of one step."""
+    """Images of one step, 2 or more."""
 
     compute: Compute = field(default_factory=Compute)
     """Where it trains, and in which precision."""
+
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or self.batch_size < 2:
+            raise UsageError(f"an arm cannot train for {self.minutes:g} minutes on batches of {self.batch_size}")
 
     def rate(self, rate: float) -> float:
         """A learning rate of the default batch size, for this one."""

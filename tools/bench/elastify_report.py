@@ -7,7 +7,7 @@ intervals over the test images; they say nothing of how much a third seed would 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ import numpy as np
 from elastify_arms import ARMS, FIGURES, Arm
 from elastify_oracle import oracle_figures
 from elastify_points import kept_points, kept_right, point_within, shared_points, shared_right
-from elastify_quantised import quantised_folder
+from elastify_quantised import WHOLE, quantised_folder
 
 from edge_runtime.quality import Comparison, Values
 
 __all__ = ["OURS", "report"]
 
 OURS = "ours"
+MADE_FOR_ONE = tuple(name for name in ARMS if Arm(name, 0).fraction is not None)
 LOW_BUDGETS = 0.7
 """Up to this share the difference to AdaptiveNet is averaged."""
 
@@ -51,7 +52,7 @@ def report(work: Path, arms: Sequence[Arm], fractions: Sequence[float], oracle: 
         "arms": {arm.folder: _about(work / arm.folder) for arm in known},
         "ours_minus": gaps,
         "ours_minus_adaptivenet_up_to_70": mean,
-        "bars": _bars(gaps, mean),
+        "bars": _bars(gaps, mean, fractions),
     }
 
 
@@ -103,7 +104,7 @@ class _Pairs:
         own = [self._work / arm.folder for arm in self._arms if arm.name == OURS]
         found = [point_within(each, point["ratio"]) for each in own]
         rights = [at and kept_right(each, at["fraction"]) for each, at in zip(own, found, strict=True)]
-        mine, other = _mean_of(rights), kept_right(folder, point["fraction"])
+        mine, other = _mean_of(rights), kept_right(folder, WHOLE)
         if mine is None or other is None:  # what is slower is no answer to it
             return about
         return about | _points(mine, other) | {"ours_ratios": [at["ratio"] for at in found if at]}
@@ -114,12 +115,17 @@ class _Pairs:
 
     def _sides(self, name: str, fraction: float) -> tuple[Values, Values] | None:
         """Both arms by the seeds that both have, so that their luck with a seed is the same."""
-        seeds = [arm.seed for arm in self._arms if arm.name == name]
-        own = self._mean(OURS, fraction, seeds if len(seeds) > 1 or name == "ours-unlabelled" else None)
-        other = self._oracle if name == "oracle" else self._mean(name, fraction)
+        if name == "oracle":
+            own = self._mean(OURS, fraction)
+            return None if own is None else (own, self._oracle)
+        seeds = self._seeds(OURS) & self._seeds(name)
+        own, other = (self._mean(each, fraction, seeds) for each in (OURS, name))
         return None if own is None or other is None else (own, other)
 
-    def _mean(self, name: str, fraction: float, seeds: Sequence[int] | None = None) -> Values | None:
+    def _seeds(self, name: str) -> set[int]:
+        return {arm.seed for arm in self._arms if arm.name == name}
+
+    def _mean(self, name: str, fraction: float, seeds: Set[int] | None = None) -> Values | None:
         chosen = [arm for arm in self._arms if arm.name == name and (seeds is None or arm.seed in seeds)]
         found = [shared_right(self._work / arm.folder, fraction) for arm in chosen]
         return _mean_of(found)
@@ -137,11 +143,13 @@ def _points(own: Values, other: Values) -> dict[str, Any]:
     return {name: round(100 * float(value), 3) for name, value in figures.items()}
 
 
-def _bars(gaps: dict[str, Any], mean: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The bars of the issue; `met` is None where the figures are not there yet."""
-    rival = [pair["points"] for pair in gaps.get("adaptivenet", {}).values()]
+def _bars(gaps: dict[str, Any], mean: dict[str, Any] | None, fractions: Sequence[float]) -> list[dict[str, Any]]:
+    """The bars; `met` is None where figures are missing: of one that is about several, where one of them is."""
+    rival = _all([pair["points"] for pair in gaps.get("adaptivenet", {}).values()], len(fractions))
     oracle = {key: -pair["points"] for key, pair in gaps["oracle"].items()}
-    purpose = [-pair["points"] for pair in gaps["purpose"].values()]
+    purpose = _all([-pair["points"] for pair in gaps["purpose"].values()], len(MADE_FOR_ONE))
+    low = sum(fraction <= LOW_BUDGETS for fraction in fractions)
+    mean = mean if mean and mean["budgets"] == low else None
     unlabelled = gaps.get("ours-unlabelled", {}).get("0.60")
     return [
         _bar("over AdaptiveNet, mean of the budgets up to 70 %, points", mean and mean["points"], at_least=1.5),
@@ -151,6 +159,11 @@ def _bars(gaps: dict[str, Any], mean: dict[str, Any] | None) -> list[dict[str, A
         _bar("under a network of its own where it is most, points", max(purpose, default=None), at_most=0.5),
         _bar("lost without labels at 60 %, points", unlabelled and unlabelled["points"], at_most=1.0),
     ]
+
+
+def _all(points: list[float], wanted: int) -> list[float]:
+    """The points where all of them are there, else none: without one of them the extreme of the others says nothing."""
+    return points if len(points) == wanted else []
 
 
 def _bar(

@@ -23,7 +23,7 @@ from elastify_arms import BUNDLE, PLAIN, Arm
 from elastify_data import TinyImages
 from elastify_oracle import GRAPH
 from elastify_pace import alone
-from elastify_points import is_kept, keep
+from elastify_points import is_kept, keep, key_of
 from elastify_tested import ALL_THREADS, BATCH, ONE_THREAD, network_point, rights_of
 
 from builder.runlog import RunLog
@@ -88,10 +88,11 @@ def score_arm(
         further: shares at which this arm alone is searched; what is found there serves no common share.
     """
     folder = work / arm.folder
-    wanted = (*fractions, *further) if arm.fraction is None else (arm.fraction,)
+    apart = [share for share in further if key_of(share) not in map(key_of, fractions)]
+    wanted = (*fractions, *apart) if arm.fraction is None else (arm.fraction,)
     missing = [fraction for fraction in wanted if not is_kept(folder, fraction)]
     if missing:
-        _score_missing(arm, images, work, missing, effort, seed, log, further)
+        _score_missing(arm, images, work, missing, effort, seed, log, apart)
 
 
 def _score_missing(
