@@ -97,7 +97,7 @@ def test_answers_are_run_once(tmp_path, monkeypatch):
 def test_a_latency_that_no_subnet_reaches_is_left_out():
     space = Bundle.read(ROOT / "edge_runtime" / "assets" / "demo.nnf").manifest.space
     entries = tuple(tuple(float(group.size - value) for value in range(group.size)) for group in space.groups)
-    slow = AdditiveCost(space, 100.0, entries)  # all subnets take nearly as long
+    slow = AdditiveCost(space, 1000.0, entries)  # all subnets take nearly as long
     found = objectives_answers._subnets(slow, slow, 12, 0)
     assert found[0] == space.default
     assert all(slow(gates) > 0.7 * slow(space.default) for gates in found)
