@@ -27,6 +27,7 @@ from builder.recipes.common import (
     make_supernet,
     provenance,
     spread,
+    weights_digest,
 )
 from builder.runlog import RunLog
 from builder.training import Compute
@@ -168,21 +169,29 @@ class Project:
         """Write the trained alternatives, so that the verbs after training need no checkpoint of it."""
         checkpoint.save(self.work / TRAINED, dict(self.supernet.bodies.state_dict()))
 
+    @property
+    def trained_digest(self) -> str:
+        """Which training is there now. Raises `StateError` where there is none."""
+        return weights_digest(self._kept_weights())
+
     def trained(self) -> Supernet:
         """The trained supernet. Raises `StateError` where it has not been trained, or was another one."""
-        path = self.work / TRAINED
-        if (kept := checkpoint.load(path)) is None:
-            raise StateError(
-                f"there is no trained supernet in {self.work}", hint=f"train it: nnf-build train --work {self.work}"
-            )
+        kept = self._kept_weights()
         try:
             self.supernet.bodies.load_state_dict(kept)
         except RuntimeError as error:
             raise StateError(
-                f"{path} is of another supernet",
+                f"{self.work / TRAINED} is of another supernet",
                 hint="this version offers other alternatives; train again in a new folder",
             ) from error
         return self.supernet.eval()
+
+    def _kept_weights(self) -> dict[str, Tensor]:
+        if (kept := checkpoint.load(self.work / TRAINED)) is None:
+            raise StateError(
+                f"there is no trained supernet in {self.work}", hint=f"train it: nnf-build train --work {self.work}"
+            )
+        return kept
 
     @cached_property
     def fit_images(self) -> Tensor:

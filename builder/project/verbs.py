@@ -34,7 +34,7 @@ ORACLE_GRAPH = "oracle.onnx"
 """The network itself as a static graph, the yardstick of every latency."""
 
 CHECKED, FITTED = "check.json", "export.json"
-"""Which export was checked; the weights of the last one, some of which are fitted to images."""
+"""Which export was checked; of which training the last one is, and its weights, some of which are fitted to images."""
 
 
 def elastify(project: Project, *, report: str | None = None) -> list[str]:
@@ -135,7 +135,8 @@ def export(project: Project, name: str | None = None, *, int8: bool = True) -> l
         write_atomically(work / ORACLE_GRAPH, oracle)
         figures |= {"digest": bundle.digest, "bytes": len(bundle.model_bytes) + len(bundle.weights)}
     (work / CHECKED).unlink(missing_ok=True)
-    write_atomically(work / FITTED, json.dumps({"weights": weights_digest(supernet)}).encode())
+    of = {"trained": project.trained_digest, "weights": weights_digest(supernet.bodies.state_dict())}
+    write_atomically(work / FITTED, json.dumps(of).encode())
     graph_mib, weights_mib = len(bundle.model_bytes) / 2**20, len(bundle.weights) / 2**20
     alternatives, report = sum(group.size - 1 for group in supernet.space.groups), supernet.report()
     return [
@@ -154,7 +155,7 @@ def _in_8_bits(supernet: Supernet) -> str:
 
 def check(project: Project) -> list[str]:
     """Compare the exported graph with torch; `BuildError` where they differ."""
-    bundle = _exported(project.work)
+    bundle = _exported(project)
     with project.log.step("check") as figures:
         report = check_parity(_supernet_of(project, bundle), project.oracle, bundle, project.held_out)
         static_error = _static_error(project)
@@ -176,7 +177,7 @@ def _supernet_of(project: Project, bundle: Bundle) -> Supernet:
     """What was exported: the supernet as it was trained, or with what is in 8 bits, which is made anew."""
     in_8_bits = b"DequantizeLinear" in bundle.model_bytes
     supernet = project.finished if in_8_bits else project.trained()
-    if in_8_bits and _kept(project.work / FITTED, "weights") != weights_digest(supernet):
+    if in_8_bits and _kept(project.work / FITTED, "weights") != weights_digest(supernet.bodies.state_dict()):
         raise StateError(
             f"what is in 8 bits comes out otherwise than in the export in {project.work}: the images in "
             f"{project.settings.data}, the threads or a version are others now",
@@ -192,7 +193,7 @@ def _supernet_of(project: Project, bundle: Bundle) -> Supernet:
 
 def pack(project: Project, out: Path) -> list[str]:
     """Write the bundle, checked first where that was not done yet."""
-    bundle = _exported(project.work)
+    bundle = _exported(project)
     if not _is_checked(project.work, bundle):
         check(project)
     packed = write_bundle(out, bundle.manifest, bundle.model_bytes, bundle.weights)
@@ -200,9 +201,16 @@ def pack(project: Project, out: Path) -> list[str]:
     return [f"{out}: {packed.manifest.name}, digest {packed.digest[:12]}, {size_mib:.1f} MiB"]
 
 
-def _exported(work: Path) -> Bundle:
+def _exported(project: Project) -> Bundle:
+    """The export of the present training; `StateError` where there is none, or it is damaged or of another training."""
+    work = project.work
     if not (work / EXPORT).is_dir():
         raise StateError(f"nothing is exported in {work}", hint=f"export it: nnf-build export --work {work}")
+    if _kept(work / FITTED, "trained") != project.trained_digest:
+        raise StateError(
+            f"the export in {work} is not of the training that is there now",
+            hint=f"export it again: nnf-build export --work {work}",
+        )
     try:
         return Bundle.read(work / EXPORT)
     except BundleError as error:

@@ -255,7 +255,7 @@ def kept_prior(
     The supernet is on the CPU before and after; it is measured on the device of `compute`.
     """
     compute = compute or Compute()
-    path, digest = work / file, weights_digest(supernet)
+    path, digest = work / file, weights_digest(supernet.bodies.state_dict())
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged: it is measured again
         kept = json.loads(path.read_text(encoding="utf-8"))
         if kept["weights"] == digest:
@@ -268,10 +268,10 @@ def kept_prior(
     return prior
 
 
-def weights_digest(supernet: Supernet) -> str:
-    """Of all weights, statistics and codings of the alternatives."""
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """Of all weights, statistics and codings of a state dict."""
     digest = hashlib.sha256()
-    for name, value in supernet.bodies.state_dict().items():
+    for name, value in weights.items():
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     return digest.hexdigest()
 

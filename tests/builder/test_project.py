@@ -489,6 +489,22 @@ def test_an_export_in_8_bits_is_checked_with_the_images_it_was_fitted_to(place, 
     build("pack")
 
 
+def test_an_export_of_another_training_is_to_be_made_again(place, capsys):
+    build(*BEGIN)
+    build("train", "--epochs", "1")
+    build("export", "--no-int8")
+    build("check")
+    for name in ("train.json", "local.pt", "paths.pt", "trained.pt"):
+        (place / "w" / name).unlink()
+    build("train", "--epochs", "2")
+    for verb in ("check", "pack"):
+        capsys.readouterr()
+        build(verb, code=74)
+        assert "not of the training that is there now" in capsys.readouterr().err
+    build("export", "--no-int8")
+    build("pack")
+
+
 def test_an_export_of_another_version_is_to_be_made_again(place, capsys):
     build(*BEGIN)
     build("train", "--epochs", "1")
