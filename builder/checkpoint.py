@@ -7,7 +7,9 @@ somewhere else can be wrong, but it cannot run code.
 from __future__ import annotations
 
 import io
+import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from builder.files import write_atomically
 from edge_runtime.errors import StateError
 
-__all__ = ["from_bytes", "load", "restore_rng", "rng_state", "save", "to_bytes"]
+__all__ = ["from_bytes", "load", "restore_rng", "rng_state", "save", "to_bytes", "why_unreadable"]
 
 _HINT = "delete the file to begin this step again"
 
@@ -51,10 +53,25 @@ def load(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged file makes the unpickler raise nearly anything
-        raise StateError(f"checkpoint {path} cannot be read: {error}", hint=_HINT) from error
+        raise StateError(f"checkpoint {path} cannot be read: {why_unreadable(path, error)}", hint=_HINT) from error
     if not isinstance(state, dict):
         raise StateError(f"checkpoint {path} holds a {type(state).__name__}, not a dict", hint=_HINT)
     return state
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """In a few words why `torch.load` refused a file; its own are about its inside, and advise to run what is in it."""
+    if not path.is_file() or isinstance(error, OSError):
+        return str(error)
+    if path.stat().st_size == 0:
+        return "it is empty"
+    with path.open("rb") as file:
+        begins_as_zip = file.read(2) == b"PK"
+    if begins_as_zip and not zipfile.is_zipfile(path):
+        return "it is cut off"
+    if isinstance(error, pickle.UnpicklingError):
+        return "it holds something else than tensors and plain values"
+    return str(error).partition("\n")[0][:200]
 
 
 def rng_state() -> dict[str, Tensor]:

@@ -85,4 +85,5 @@ def _called(call: Callable[[], object], what: str) -> object:
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{error.filename}:{error.lineno}"
         said = str(error).partition("\n")[0]
-        raise BuildError(f"{what}: {type(error).__name__}: {said}", hint=f"see {where}, or run with --debug") from error
+        hint = "it is called without arguments" if last.filename == __file__ else f"see {where}, or run with --debug"
+        raise BuildError(f"{what}: {type(error).__name__}: {said}", hint=hint) from error

@@ -69,7 +69,11 @@ class Project:
         path = self.work / ORACLE
         network = make_network(self.settings.model)
         if not self._begins:
-            if (kept := checkpoint.load(path)) is None:
+            try:
+                kept = checkpoint.load(path)
+            except StateError as error:  # its own hint would have the user delete what no command makes again
+                raise StateError(error.message, hint="begin again in another --work folder") from error
+            if kept is None:
                 raise StateError(f"{path} is missing", hint="begin again in another --work folder")
             load_weights(network, kept, path)
         elif self._weights is not None:
@@ -148,6 +152,10 @@ class Project:
     def unseen(self) -> Tensor:
         """As many images as `held_out`, and other ones where there are so many."""
         return spread(self.data.validation, CHECK_IMAGES, shifted=True)
+
+    def read_held_out(self) -> None:
+        """Read what is used after the training. Raises `InputError` for damaged images now, not hours later."""
+        _ = self.held_out, self.unseen
 
     def bundle_info(self, name: str | None = None) -> BundleInfo:
         """What a bundle says beside its graph; it names no path of this machine."""

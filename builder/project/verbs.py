@@ -87,6 +87,7 @@ def train(project: Project, given: Mapping[str, Any], compute: Compute) -> list[
     source = batches_of(settings.batch_size, settings.augment)
     local, paths = stage_configs(settings.over(len(data.train)), len(source), seed)
     latency = read_latency(project.work, supernet.space, compute.ranks) if settings.latency else None
+    project.read_held_out()
     train_supernet(supernet, local, paths, source, project.work, project.log, compute=compute, latency=latency)
     if not compute.ranks.first:
         return []

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from builder.checkpoint import why_unreadable
 from builder.project.safetensors import read_safetensors
 from edge_runtime.errors import InputError, StateError
 
@@ -35,9 +36,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file makes the unpickler raise nearly anything
-        first = str(error).partition("\n")[0][:200]
         raise InputError(
-            f"{path} cannot be read as a state dict: {first}",
+            f"{path} cannot be read as a state dict: {why_unreadable(path, error)}",
             hint="save model.state_dict() alone, not the model; a whole pickled model could run code and is not loaded",
         ) from error
     for key in WRAPPERS:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 
@@ -64,6 +65,10 @@ def failing():
 
 def detector():
     return nn.Conv2d(3, 8, 3)
+
+
+def wide(channels):
+    return nn.Conv2d(3, channels, 3)
 
 
 def choosy():
@@ -357,7 +362,10 @@ def changed(**options):
         ({"model": "syntax.py:f"}, 1, "SyntaxError"),
         ({"weights": "none.pt"}, 2, "none.pt"),
         ({"weights": "model.py"}, 2, "state dict"),
-        ({"weights": "whole.pt"}, 2, "state dict"),
+        ({"weights": "whole.pt"}, 2, "something else than tensors"),
+        ({"weights": "empty.pt"}, 2, "it is empty"),
+        ({"weights": "cut.pt"}, 2, "it is cut off"),
+        ({"model": "model.py:wide", "weights": None}, 1, "without arguments"),
         ({"weights": "missing.pt"}, 2, "lacks 5.bias"),
         ({"weights": "more.pt"}, 2, "holds extra"),
         ({"weights": "shape.pt"}, 2, "shape [4]"),
@@ -377,6 +385,8 @@ def test_one_line_and_a_hint_and_the_folder_is_not_claimed(place, capsys, option
     (place / "syntax.py").write_text("def f(:\n")
     torch.save(torch.nn.Linear(2, 2), place / "whole.pt")
     torch.save({k: v for k, v in state.items() if k != "5.bias"}, place / "missing.pt")
+    (place / "empty.pt").touch()
+    (place / "cut.pt").write_bytes((place / "w.pt").read_bytes()[:-100])
     torch.save(state | {"extra": torch.zeros(1)}, place / "more.pt")
     torch.save(state | {"5.bias": torch.zeros(4)}, place / "shape.pt")
     torch.save(state | {"5.bias": torch.full((3,), math.nan)}, place / "nan.pt")
@@ -421,6 +431,31 @@ def test_an_export_that_was_changed_is_not_packed(place, capsys):
     build("pack", code=74)
     assert "damaged" in capsys.readouterr().err
     assert not list(place.rglob("*.nnf"))
+
+
+def test_a_damaged_copy_of_the_network_is_not_to_be_deleted(place, capsys):
+    build(*BEGIN)
+    path = place / "w" / "oracle.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    build("train", "--epochs", "1", code=74)
+    said = capsys.readouterr().err
+    assert "it is cut off" in said
+    assert "another --work folder" in said
+    assert "delete" not in said
+
+
+def test_damaged_images_are_found_before_the_training(place, capsys):
+    for index in range(40):
+        folder = place / "images" / str(index % 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(index).integers(0, 256, (16, 16, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    build(*changed(data="images"))
+    for path in (place / "images").rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    build("train", "--epochs", "1", code=2)
+    assert "cannot be read" in capsys.readouterr().err
+    assert not list((place / "w").glob("*local*"))
 
 
 def test_a_static_graph_that_is_not_the_network_is_found(place, capsys):
