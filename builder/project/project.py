@@ -35,7 +35,10 @@ from edge_runtime.errors import InputError, StateError, UsageError
 
 __all__ = ["Project"]
 
-ORACLE, TRAINED = "oracle.pt", "trained.pt"
+ORACLE, ANSWERS, TRAINED = "oracle.pt", "answers.pt", "trained.pt"
+
+ANSWERS_TOLERANCE = 1e-3
+"""Relative to the largest logit: other threads or versions round otherwise, another network answers otherwise."""
 
 
 class Project:
@@ -58,6 +61,7 @@ class Project:
         """Keep weights and settings in a new work folder, so that other commands can go on with it."""
         if self._begins:
             checkpoint.save(self.work / ORACLE, dict(self.oracle.state_dict()))
+            checkpoint.save(self.work / ANSWERS, {"logits": self._answers(self.oracle)})
             claim_work(self.work, KIND, dataclasses.asdict(self.settings))
 
     @cached_property
@@ -80,7 +84,26 @@ class Project:
             load_weights(network, read_weights(self._weights), self._weights)
         network.eval().requires_grad_(False)
         self._check(network)
+        if not self._begins:
+            self._check_answers(network)
         return network
+
+    def _answers(self, network: nn.Module) -> Tensor:
+        noise = torch.randn(2, *self.settings.input_size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            logits: Tensor = network(noise)
+        return logits
+
+    def _check_answers(self, network: nn.Module) -> None:
+        """A factory that was changed may build a network that takes the weights all the same."""
+        if (kept := checkpoint.load(self.work / ANSWERS)) is None:  # begun by an earlier version
+            return
+        wanted, found = kept["logits"], self._answers(network)
+        if wanted.shape != found.shape or (wanted - found).abs().max() > ANSWERS_TOLERANCE * wanted.abs().max():
+            raise StateError(
+                f"{self.settings.model} answers otherwise than when {self.work} was begun",
+                hint="undo the change in its code, or begin again in another --work folder",
+            )
 
     def _check(self, network: nn.Module) -> None:
         size = "x".join(map(str, self.settings.input_size))

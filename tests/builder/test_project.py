@@ -327,12 +327,18 @@ def test_a_record_of_the_training_that_cannot_be_is_an_error(place, capsys, chan
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_a_network_that_lost_its_units_is_one_clear_error_later_too(place, capsys):
+@pytest.mark.parametrize(("old", "new"), [("x + self.body(x)", "x"), ("torch.relu(x +", "torch.tanh(x +")])
+def test_a_network_whose_code_was_changed_is_refused(place, capsys, old, new):
     build(*BEGIN)
-    (place / "model.py").write_text(MODEL.replace("x + self.body(x)", "x"))
+    build("train", "--epochs", "1")
+    capsys.readouterr()
+    (place / "model.py").write_text(MODEL.replace(old, new))
     sys.modules.pop("nnf_project_model", None)
-    build("train", code=2)
-    assert "elastic" in capsys.readouterr().err
+    for verb in ("train", "export"):
+        build(verb, code=74)
+        assert "answers otherwise" in capsys.readouterr().err
+    (place / "model.py").write_text(f"# a comment\n{MODEL}")
+    build("export", "--no-int8")
 
 
 # -- what goes wrong before anything is begun ----------------------------------------------------------------------
