@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from edge_runtime.backends import check_graph
+from edge_runtime.backends.onnx import check
 from edge_runtime.backends.onnx.quantised import QUANTISED_RULES, computes_in_8_bits, tolerance_of
 from edge_runtime.backends.onnx.values import Value
 from edge_runtime.bundle import Bundle
@@ -80,6 +82,25 @@ def test_codes_go_from_layer_to_layer_and_back_to_float32(tiny: Bundle) -> None:
             ],
         )
     )
+
+
+def test_codes_count_as_the_memory_that_they_take(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def least_limit(bundle: Bundle) -> int:
+        """The smallest limit of values over the whole graph with which it is not refused."""
+
+        def is_refused(limit: int) -> bool:
+            monkeypatch.setattr(check, "MAX_TOTAL_ELEMENTS", limit)
+            try:
+                check_graph(bundle)
+            except BundleError as error:
+                return "needs too much" in str(error)
+            return False
+
+        return bisect.bisect_left(range(10**6), True, key=lambda limit: not is_refused(limit))
+
+    codes = 16 * 16 * 16
+    assert least_limit(with_nodes(tiny, [CODE])) - least_limit(tiny) == codes // 4
+    assert least_limit(with_nodes(tiny, [("Relu", [IMAGE], {})])) - least_limit(tiny) == codes
 
 
 def test_a_weight_that_is_stored_in_8_bits_serves_as_a_weight(tiny: Bundle) -> None:

@@ -178,8 +178,8 @@ class _Walk:
 
     def _charge(self, inputs: list[Value | None], value: Value, work: int) -> None:
         """Bound memory and time over the whole graph; a weight counts once per use, for each use packs a copy."""
-        self.weight_uses += next((_packed(v) for v in inputs[1:] if v and _is_weight(v) and len(v.shape) > 1), 0)
-        self.elements += value.elements
+        self.weight_uses += next((_as_float32(v) for v in inputs[1:] if v and _is_weight(v) and len(v.shape) > 1), 0)
+        self.elements += _as_float32(value)
         self.multiply_adds += work + value.elements + sum(v.elements for v in inputs if v and not _is_weight(v))
         if (
             value.elements > MAX_ELEMENTS
@@ -249,9 +249,9 @@ def _is_weight(value: Value) -> bool:
     return value.stored or value.decoded
 
 
-def _packed(value: Value) -> int:
-    """Elements of float32 that a copy of a weight takes."""
-    return -(-value.elements // 4) if value.dtype == "int8" else value.elements
+def _as_float32(value: Value) -> int:
+    """Elements of float32 that take as much memory."""
+    return -(-value.elements // 4) if value.dtype in ("int8", "uint8") else value.elements
 
 
 def _find(name: str, scope: Mapping[str, Value]) -> Value | None:
