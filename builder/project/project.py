@@ -171,7 +171,7 @@ class Project:
         """Images that training does not see, as the network takes them."""
         return spread(self.data.validation, CHECK_IMAGES)
 
-    @property
+    @cached_property
     def unseen(self) -> Tensor:
         """As many images as `held_out`, and other ones where there are so many."""
         return spread(self.data.validation, CHECK_IMAGES, shifted=True)
