@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -76,8 +78,7 @@ def check_parity(supernet: Supernet, oracle: nn.Module, bundle: Bundle, images: 
             errors = coded if is_coded(supernet, gates) else others
             errors.append(runner.difference(few, gates, supernet.features(few, gates).outputs))
     session.close()
-    # NaN if one of them is
-    oracle_error, worst, worst_coded = (torch.tensor(errors).max().item() for errors in (of_oracle, others, coded))
+    oracle_error, worst, worst_coded = map(_largest, (of_oracle, others, coded))
     report = ParityReport(oracle_error, worst, worst_coded, len(given[0]), len(others) + len(coded) - 2)
     within = worst <= ALTERNATIVE_TOLERANCE and worst_coded <= CODES_TOLERANCE
     if not (oracle_error <= ORACLE_TOLERANCE and within):
@@ -118,13 +119,12 @@ def check_static(content: bytes, oracle: nn.Module, images: Tensor) -> float:
         BuildError: the difference is not finite, or above 1e-4.
     """
     session = open_static(content, SessionOptions(threads=torch.get_num_threads()))
-    worst = 0.0
-    for batch in images.split(BATCH):
-        found = session.run({session.inputs[0].name: batch.numpy()}).values()
-        with torch.no_grad():
-            wanted = tensors_of(oracle.eval()(batch))
-        differences = [relative_difference(w.numpy(), f) for w, f in zip(wanted, found, strict=True)]
-        worst = float(np.max([worst, *differences]))  # NaN if one of them is
+    name, oracle = session.inputs[0].name, oracle.eval()
+    with torch.no_grad():
+        worst = _largest(
+            _difference(tensors_of(oracle(batch)), session.run({name: batch.numpy()}).values())
+            for batch in images.split(BATCH)
+        )
     session.close()
     if not worst <= ORACLE_TOLERANCE:
         raise BuildError(
@@ -141,11 +141,20 @@ class _Runner:
         self._inputs, self._outputs = graph_inputs(supernet.program), graph_outputs(supernet.program)
 
     def difference(self, inputs: Sequence[Tensor], gates: Gates, wanted: Sequence[Tensor]) -> float:
-        """Largest difference of an output, relative to its own largest magnitude; not finite where one is not."""
+        """The `_difference` of what the session gives from what is wanted."""
         fed = {name: value.numpy() for name, value in zip(self._inputs, inputs, strict=True)}
         found = self._session.run(fed, gates)
-        pairs = zip(self._outputs, wanted, strict=True)
-        return float(np.max([relative_difference(value.numpy(), found[name]) for name, value in pairs]))
+        return _difference(wanted, [found[name] for name in self._outputs])
+
+
+def _difference(wanted: Iterable[Tensor], found: Iterable[npt.NDArray[Any]]) -> float:
+    """Largest difference of an output, relative to its own largest magnitude; NaN or infinite where one is."""
+    return _largest(relative_difference(one.numpy(), other) for one, other in zip(wanted, found, strict=True))
+
+
+def _largest(values: Iterable[float]) -> float:
+    """NaN where one of them is."""
+    return float(np.max(list(values)))
 
 
 def tensors_of(outputs: object) -> list[Tensor]:

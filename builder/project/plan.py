@@ -17,15 +17,7 @@ from typing import Any
 from builder.data import Augmentation, Source
 from builder.distill import LocalConfig, LoopConfig, PathConfig, train_local, train_paths
 from builder.elastify import Supernet
-from builder.recipes.common import (
-    LEAST_LOCAL_STEPS,
-    LEAST_PATH_STEPS,
-    LOCAL_EPOCHS,
-    LOCAL_RATE,
-    PATH_EPOCHS,
-    PATH_RATE,
-    claim_work,
-)
+from builder.recipes.common import LOCAL_RATE, PATH_RATE, claim_work, default_steps
 from builder.runlog import RunLog
 from builder.training import Batch, Compute, Ranks
 from edge_runtime.errors import StateError, UsageError
@@ -187,7 +179,7 @@ def _steps(given: Mapping[str, Any], source: Source, supernet: Supernet, compute
     if "epochs" in given:
         return max(1, round(LOCAL_SHARE * given["epochs"] * batches)), given["epochs"] * batches
     if "minutes" not in given:
-        return max(LOCAL_EPOCHS * batches, LEAST_LOCAL_STEPS), max(PATH_EPOCHS * batches, LEAST_PATH_STEPS)
+        return default_steps(batches)
     if not supernet.learns:
         return 1, 1
     local_s, path_s = _step_seconds(source, supernet, compute)

@@ -38,16 +38,13 @@ from edge_runtime.errors import StateError
 __all__ = [
     "CHECK_IMAGES",
     "FIT_IMAGES",
-    "LEAST_LOCAL_STEPS",
-    "LEAST_PATH_STEPS",
-    "LOCAL_EPOCHS",
     "LOCAL_RATE",
-    "PATH_EPOCHS",
     "PATH_RATE",
     "Plan",
     "Request",
     "build_bundle",
     "claim_work",
+    "default_steps",
     "finished",
     "kept_prior",
     "make_supernet",
@@ -65,7 +62,7 @@ CHECK_IMAGES = 256
 
 LOCAL_EPOCHS, PATH_EPOCHS = 5, 30
 LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 100, 300
-"""Where nothing is said. For few images: what the alternatives need is steps, not passes over the data."""
+"""For few images: what the alternatives need is steps, not passes over the data."""
 
 LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
 """Learning rates of both stages at 32 images a step."""
@@ -99,6 +96,15 @@ class Plan:
     batch_size: int
     augmentation: Augmentation | None
     seed: int
+
+
+def default_steps(batches: int) -> tuple[int, int]:
+    """Steps of the local and of the path stage where nobody named a length.
+
+    Args:
+        batches: of one epoch, 1 or more.
+    """
+    return max(LOCAL_EPOCHS * batches, LEAST_LOCAL_STEPS), max(PATH_EPOCHS * batches, LEAST_PATH_STEPS)
 
 
 def claim_work(work: Path, recipe: str, settings: Mapping[str, Any], *, file: str = "settings.json") -> None:

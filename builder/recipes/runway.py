@@ -9,16 +9,13 @@ from builder.elastify import ElasticOptions
 from builder.export import BundleInfo
 from builder.fod import FodCrops, load_crops
 from builder.recipes.common import (
-    LEAST_LOCAL_STEPS,
-    LEAST_PATH_STEPS,
-    LOCAL_EPOCHS,
     LOCAL_RATE,
-    PATH_EPOCHS,
     PATH_RATE,
     Plan,
     Request,
     build_bundle,
     claim_work,
+    default_steps,
     preprocessing_of,
     provenance,
 )
@@ -34,8 +31,7 @@ BATCH = 32
 
 def default_plan(steps_per_epoch: int, seed: int) -> Plan:
     """How the runway network is made elastic; with the oracle it fits into 45 minutes on two CPU cores."""
-    local_epochs = max(LOCAL_EPOCHS, -(-LEAST_LOCAL_STEPS // steps_per_epoch))
-    path_epochs = max(PATH_EPOCHS, -(-LEAST_PATH_STEPS // steps_per_epoch))
+    local_epochs, path_epochs = (-(-steps // steps_per_epoch) for steps in default_steps(steps_per_epoch))
     return Plan(
         options=ElasticOptions(),
         local=LocalConfig(LoopConfig(local_epochs, steps_per_epoch, learning_rate=LOCAL_RATE, seed=seed)),
