@@ -129,6 +129,22 @@ def test_one_wrong_number_of_a_layer_in_8_bits_is_found(finished, tensor):
         check_parity(supernet, oracle, damaged, images(16))
 
 
+@pytest.mark.parametrize("finished", [BasicNet, FireNet], indirect=True)
+def test_a_unit_in_8_bits_whose_numbers_are_right_but_whose_output_is_not_is_refused(finished):
+    import onnx
+
+    oracle, _, supernet, bundle = finished
+    model = onnx.load_from_string(bundle.model_bytes)
+    branch = next(g for g in graphs_of(model.graph) if any(n.op_type == "QLinearConv" for n in g.node))
+    output = branch.output[0]
+    branch.node.append(onnx.helper.make_node("Add", [output.name, output.name], ["doubled"], "double"))
+    output.name = "doubled"
+    damaged = dataclasses.replace(bundle, model_bytes=model.SerializeToString())
+    assert check_codes(supernet, damaged)
+    with pytest.raises(BuildError, match="the exported graph differs from torch"):
+        check_parity(supernet, oracle, damaged, images(16))
+
+
 def test_codings_and_sizes_are_compared_too(finished):
     import onnx
 
