@@ -36,7 +36,7 @@ from elastify_arms import ARMS, FIGURES, PLAIN, Arm, reference_of, train_arm
 from elastify_data import PIXELS, TinyImages, load_images
 from elastify_oracle import EPOCHS, GRAPH, RESULT, load_oracle, train_oracle
 from elastify_points import kept_points
-from elastify_quantised import score_quantised
+from elastify_quantised import quantised_folder, score_quantised
 from elastify_recipes import Training
 from elastify_report import OURS, report
 from elastify_score import FRACTIONS, Effort, score_arm
@@ -147,20 +147,21 @@ def _train(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
 
 
 def _score(arguments: argparse.Namespace, scale: Scale) -> dict[str, Any]:
-    """Points of every trained arm, of ours at the latency of each network that was made for one too; and in 8 bits."""
+    """Points of every trained arm and of networks that are quantised; of ours also at the latency of each network."""
     work, images = arguments.work, _images(arguments)
     trained = _trained(work)
     made_for_one = [arm for arm in trained if arm.fraction is not None]
+    plain = {work: GRAPH} | {work / arm.folder: PLAIN for arm in made_for_one}
     with RunLog(work / "log.jsonl") as log:
         for arm in made_for_one:
             score_arm(arm, images, work, (), scale.effort, SEED, log)
-        theirs = [point["ratio"] for arm in made_for_one for point in kept_points(work / arm.folder).values()]
+        for folder, name in plain.items():
+            score_quantised(folder, (folder / name).read_bytes(), images, work, scale.effort.runs, log)
+        rivals = [*(work / arm.folder for arm in made_for_one), *map(quantised_folder, plain)]
+        theirs = [point["ratio"] for folder in rivals for point in kept_points(folder).values()]
         for arm in (arm for arm in trained if arm.fraction is None):
             further = theirs if arm.name == OURS else ()
             score_arm(arm, images, work, scale.fractions, scale.effort, SEED, log, further=further)
-        plain = {work: GRAPH} | {work / arm.folder: PLAIN for arm in made_for_one}
-        for folder, name in plain.items():
-            score_quantised(folder, (folder / name).read_bytes(), images, work, scale.effort.runs, log)
     return _known(work, images, scale)
 
 
