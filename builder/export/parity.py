@@ -153,7 +153,7 @@ def _difference(wanted: Iterable[Tensor], found: Iterable[npt.NDArray[Any]]) -> 
 
 
 def _largest(values: Iterable[float]) -> float:
-    """NaN where one of them is."""
+    """The largest; NaN where one of them is."""
     return float(np.max(list(values)))
 
 

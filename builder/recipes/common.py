@@ -62,7 +62,7 @@ CHECK_IMAGES = 256
 
 LOCAL_EPOCHS, PATH_EPOCHS = 5, 30
 LEAST_LOCAL_STEPS, LEAST_PATH_STEPS = 100, 300
-"""For few images: what the alternatives need is steps, not passes over the data."""
+"""Passes over the data, and for few images the least steps: these are what the alternatives need."""
 
 LOCAL_RATE, PATH_RATE = 2e-3, 1.5e-3
 """Learning rates of both stages at 32 images a step."""
